@@ -1,0 +1,29 @@
+#ifndef FLASHSVD_KERNELS_BACKEND_FACTORY_H_
+#define FLASHSVD_KERNELS_BACKEND_FACTORY_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+
+namespace flashsvd {
+
+struct BackendOptions {
+  // "cpu", "reference", or "auto": the fastest device present.
+  std::string device = "auto";
+  // f32 and bf16 on the CPU.
+  DType dtype = DType::kF32;
+  // CPU threads that share one operation; 0: one per available core.
+  int num_threads = 0;
+  // CPU instruction set: "" (environment FLASHSVD_CPU_ISA, else the fastest on this CPU),
+  // "portable", "avx2", "avx512", "avx512_bf16".
+  std::string cpu_isa;
+};
+
+// InvalidArgument names an unknown device, an ISA this CPU lacks, or an unsupported dtype.
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);
+
+}  // namespace flashsvd
+
+#endif  // FLASHSVD_KERNELS_BACKEND_FACTORY_H_

@@ -1,0 +1,277 @@
+#include "kernels/reference/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "kernels/bfloat16.h"
+#include "kernels/check_args.h"
+#include "kernels/host_buffer.h"
+#include "kernels/status_macros.h"
+
+namespace flashsvd {
+namespace {
+
+// Matrices row-major, values already rounded to the backend's dtype.
+class ReferenceLinear : public Linear {
+ public:
+  ReferenceLinear(const LinearSource& source, size_t bytes)
+      : Linear(source.in, source.out, source.rank, bytes) {}
+
+  std::vector<float> first;   // weight [out, in], or A [rank, in]
+  std::vector<float> second;  // B [out, rank]
+  std::vector<float> bias;    // [out]
+};
+
+std::vector<float> RoundedCopy(const float* values, size_t count, DType dtype) {
+  std::vector<float> copy(values, values + count);
+  if (dtype == DType::kBF16) {
+    for (float& v : copy) v = RoundToBFloat16(v);
+  }
+  return copy;
+}
+
+std::vector<double> MatVec(const std::vector<float>& matrix, const std::vector<double>& x) {
+  std::vector<double> y(matrix.size() / x.size());
+  for (size_t o = 0; o < y.size(); ++o) {
+    double sum = 0;
+    for (size_t i = 0; i < x.size(); ++i) sum += double{matrix[o * x.size() + i]} * x[i];
+    y[o] = sum;
+  }
+  return y;
+}
+
+double ActivationOf(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kGelu:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::kRelu:
+      return std::max(x, 0.0);
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+  }
+  return x;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ReferenceBackend>> ReferenceBackend::Create(DType dtype) {
+  if (dtype == DType::kF16) {
+    return absl::InvalidArgumentError("the reference backend computes in f32 and bf16, not f16");
+  }
+  return std::unique_ptr<ReferenceBackend>(new ReferenceBackend(dtype));
+}
+
+absl::StatusOr<std::unique_ptr<Linear>> ReferenceBackend::PackLinear(
+    const LinearSource& source) const {
+  FSVD_RETURN_IF_ERROR(ValidateLinearSource(source));
+  CountAllocation();
+  const size_t in = source.in, out = source.out, rank = source.rank;
+  const size_t elements = rank == 0 ? in * out : rank * (in + out);
+  auto linear = std::make_unique<ReferenceLinear>(
+      source, elements * DTypeBytes(dtype_) + out * sizeof(float));
+  linear->bias.resize(out);
+  if (source.bias != nullptr) std::copy_n(source.bias, out, linear->bias.begin());
+  if (rank == 0) {
+    linear->first = RoundedCopy(source.weight, in * out, dtype_);
+  } else {
+    linear->first = RoundedCopy(source.a, rank * in, dtype_);
+    linear->second = RoundedCopy(source.b, out * rank, dtype_);
+  }
+  return linear;
+}
+
+absl::StatusOr<Buffer> ReferenceBackend::Upload(const float* values, size_t count, DType as) const {
+  CountAllocation();
+  return UploadToHost(values, count, as);
+}
+
+absl::StatusOr<Buffer> ReferenceBackend::Allocate(size_t bytes) const {
+  CountAllocation();
+  return AllocateHostBuffer(bytes);
+}
+
+double ReferenceBackend::Round(double value) const {
+  return dtype_ == DType::kF32 ? value : RoundToBFloat16(static_cast<float>(value));
+}
+
+double ReferenceBackend::Element(const void* data, int64_t index) const {
+  if (dtype_ == DType::kF32) return static_cast<const float*>(data)[index];
+  return FromBFloat16(static_cast<const BFloat16Bits*>(data)[index]);
+}
+
+ReferenceBackend::Row ReferenceBackend::Load(const Rows& rows, int64_t row) const {
+  Row values(rows.cols);
+  for (int64_t c = 0; c < rows.cols; ++c) values[c] = Element(rows.data, row * rows.stride + c);
+  return values;
+}
+
+void ReferenceBackend::Store(const Row& values, const Rows& rows, int64_t row) const {
+  for (int64_t c = 0; c < rows.cols; ++c) {
+    const auto value = static_cast<float>(values[c]);
+    const int64_t index = row * rows.stride + c;
+    if (dtype_ == DType::kF32) {
+      static_cast<float*>(rows.data)[index] = value;
+    } else {
+      static_cast<BFloat16Bits*>(rows.data)[index] = ToBFloat16(value);
+    }
+  }
+}
+
+ReferenceBackend::Row ReferenceBackend::Apply(const Linear& linear, const Row& x) const {
+  const auto& matrices = static_cast<const ReferenceLinear&>(linear);
+  Row y = MatVec(matrices.first, x);
+  if (linear.rank() > 0) {
+    for (double& v : y) v = Round(v);
+    y = MatVec(matrices.second, y);
+  }
+  for (size_t o = 0; o < y.size(); ++o) y[o] = Round(y[o] + matrices.bias[o]);
+  return y;
+}
+
+ReferenceBackend::Row ReferenceBackend::Activate(Activation activation, Row x) const {
+  for (double& v : x) v = Round(ActivationOf(activation, v));
+  return x;
+}
+
+ReferenceBackend::Row ReferenceBackend::Norm(const Row& x, const LayerNormParams& norm) const {
+  double mean = 0;
+  for (double v : x) mean += v;
+  mean /= x.size();
+  double variance = 0;
+  for (double v : x) variance += (v - mean) * (v - mean);
+  variance /= x.size();
+  const double scale = 1 / std::sqrt(variance + norm.epsilon);
+  Row y(x.size());
+  for (size_t c = 0; c < x.size(); ++c) {
+    y[c] = (x[c] - mean) * scale * norm.gamma[c] + norm.beta[c];
+  }
+  return y;
+}
+
+ReferenceBackend::Row ReferenceBackend::AddNorm(const Row& x, const Row& y,
+                                                const LayerNormParams& norm) const {
+  Row sum(x.size());
+  for (size_t c = 0; c < x.size(); ++c) sum[c] = Round(x[c] + y[c]);
+  return Norm(sum, norm);
+}
+
+absl::Status ReferenceBackend::Embed(const EmbedArgs& args) const {
+  CheckArgs(args);
+  const int64_t d = args.x.cols;
+  for (int s = 0; s < args.batch.num_sequences; ++s) {
+    const int64_t begin = args.batch.host_cu_seqlens[s];
+    for (int64_t t = begin; t < args.batch.host_cu_seqlens[s + 1]; ++t) {
+      Row sum(d);
+      for (int64_t c = 0; c < d; ++c) {
+        sum[c] = Round(Element(args.word, args.batch.ids[t] * d + c) +
+                       Element(args.position, (t - begin) * d + c));
+        sum[c] = Round(sum[c] + Element(args.type, args.batch.type_ids[t] * d + c));
+      }
+      Store(Norm(sum, args.norm), args.x, t);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceBackend::Project(const ProjectArgs& args, Scratch) const {
+  CheckArgs(args);
+  for (int64_t t = 0; t < args.x.rows; ++t) {
+    Store(Activate(args.activation, Apply(*args.linear, Load(args.x, t))), args.y, t);
+  }
+  return absl::OkStatus();
+}
+
+void ReferenceBackend::AttendRow(const AttentionArgs& args, int head, int64_t token, int64_t begin,
+                                 int64_t end) const {
+  const int64_t heads = args.num_heads;
+  const auto element = [&](int64_t row, int64_t col) {
+    return Element(args.qkv.data, row * args.qkv.stride + col);
+  };
+  std::vector<double> p(end - begin);
+  for (int64_t u = begin; u < end; ++u) {
+    double dot = 0;
+    for (int64_t c = 0; c < args.d_qk; ++c) {
+      dot += element(token, head * args.d_qk + c) * element(u, (heads + head) * args.d_qk + c);
+    }
+    p[u - begin] = Round(dot * args.scale);
+  }
+  const double max = *std::max_element(p.begin(), p.end());
+  double sum = 0;
+  for (double& v : p) {
+    v = std::exp(v - max);
+    sum += v;
+  }
+  Row o(args.d_v);
+  for (int64_t u = begin; u < end; ++u) {
+    const double weight = Round(p[u - begin] / sum);
+    for (int64_t c = 0; c < args.d_v; ++c) {
+      o[c] += weight * element(u, 2 * heads * args.d_qk + head * args.d_v + c);
+    }
+  }
+  Rows slice = args.context;
+  slice.cols = args.d_v;
+  slice.data =
+      static_cast<std::byte*>(args.context.data) + int64_t{head} * args.d_v * DTypeBytes(dtype_);
+  Store(o, slice, token);
+}
+
+absl::Status ReferenceBackend::Attention(const AttentionArgs& args, Scratch) const {
+  CheckArgs(args);
+  for (int s = 0; s < args.num_sequences; ++s) {
+    // Offsets count from the first token of the batch, rows from the first of this chunk.
+    const int64_t begin = args.host_cu_seqlens[s] - args.host_cu_seqlens[0];
+    const int64_t end = args.host_cu_seqlens[s + 1] - args.host_cu_seqlens[0];
+    for (int head = 0; head < args.num_heads; ++head) {
+      for (int64_t t = begin; t < end; ++t) AttendRow(args, head, t, begin, end);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceBackend::ProjectAddNorm(const ProjectAddNormArgs& args, Scratch) const {
+  CheckArgs(args);
+  for (int64_t t = 0; t < args.x.rows; ++t) {
+    const Row y = Apply(*args.linear, Load(args.y, t));
+    Store(AddNorm(Load(args.x, t), y, args.norm), args.x, t);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceBackend::FeedForward(const FeedForwardArgs& args, Scratch) const {
+  CheckArgs(args);
+  for (int64_t t = 0; t < args.x.rows; ++t) {
+    const Row x = Load(args.x, t);
+    const Row hidden = Activate(args.activation, Apply(*args.up, x));
+    Store(AddNorm(x, Apply(*args.down, hidden), args.norm), args.x, t);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceBackend::Pool(const PoolArgs& args) const {
+  CheckArgs(args);
+  const int64_t d = args.x.cols;
+  for (int s = 0; s < args.batch.num_sequences; ++s) {
+    const int64_t begin = args.batch.host_cu_seqlens[s], end = args.batch.host_cu_seqlens[s + 1];
+    Row pooled(d);
+    if (begin < end) {
+      const int64_t first = args.pooling == Pooling::kLast ? end - 1 : begin;
+      const int64_t last = args.pooling == Pooling::kCls ? begin + 1 : end;
+      for (int64_t t = first; t < last; ++t) {
+        const Row row = Load(args.x, t);
+        for (int64_t c = 0; c < d; ++c) pooled[c] += row[c] / static_cast<double>(last - first);
+      }
+    }
+    double squares = 0;
+    for (double v : pooled) squares += v * v;
+    const double scale = args.normalize ? 1 / std::max(std::sqrt(squares), 1e-12) : 1;
+    for (int64_t c = 0; c < d; ++c) args.out[s * d + c] = static_cast<float>(pooled[c] * scale);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace flashsvd

@@ -1,0 +1,118 @@
+#ifndef FLASHSVD_RUNTIME_ENCODER_H_
+#define FLASHSVD_RUNTIME_ENCODER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/arena.h"
+#include "kernels/backend.h"
+#include "runtime/activation_plan.h"
+#include "runtime/model_config.h"
+#include "runtime/packed_batch.h"
+#include "runtime/weights.h"
+
+namespace flashsvd {
+
+struct EncoderOptions {
+  // Attention walks the batch in chunks of whole sequences of about this many tokens, and its
+  // workspace is that large (design.md section 3).
+  int chunk_tokens = 2048;
+  // false: the honest baseline. The same kernels, but attention over the whole batch at once and
+  // the feed-forward's [T, F] activation written out between two GEMMs.
+  bool streaming = true;
+};
+
+// Weights by the numbers. "Dense" is what the same encoder takes uncompressed.
+struct WeightBytes {
+  size_t resident = 0;          // as packed by the backend, embeddings included
+  size_t dense_equivalent = 0;  // parameters of the dense model at the same dtype
+  int64_t linear_parameters = 0;
+  int64_t dense_linear_parameters = 0;
+};
+
+class Encoder;
+struct OwnedLayerNorm;
+
+// Everything one batch in flight needs beside the weights, allocated once: the activation arena and
+// the pooled output. Used by one thread at a time.
+class ExecutionSlot {
+ public:
+  // [S, d] float32 of the last Forward: pooled, not normalised (normalisation follows the cut to
+  // the dimensions that a client asks for).
+  std::span<const float> output() const { return output_; }
+  const Arena& arena() const { return arena_; }
+
+ private:
+  friend class Encoder;
+  ExecutionSlot(Arena arena, BatchShape limit) : arena_(std::move(arena)), limit_(limit) {}
+
+  Arena arena_;
+  BatchShape limit_;
+  std::vector<float> output_;  // reserved at creation
+};
+
+// A BERT-family encoder (post-LayerNorm, absolute positions): token ids in, one pooled vector a
+// sequence out. Weights are folded (design.md 2.1) and packed at load. Immutable; thread-safe: any
+// number of slots may run at once. The backend must outlive it.
+class Encoder {
+ public:
+  // Loads, folds and packs all weights. Errors are the source's (tensor and shapes named) or the
+  // backend's.
+  static absl::StatusOr<std::unique_ptr<Encoder>> Create(const WeightSource& weights,
+                                                         const ModelConfig& config,
+                                                         const Backend& backend,
+                                                         const EncoderOptions& options);
+  ~Encoder();
+
+  // The activation buffers of any batch of this shape.
+  ActivationPlan Plan(const BatchShape& shape) const;
+  // The largest shape under these limits, with this encoder's chunking.
+  BatchShape Limit(int max_tokens, int max_sequences, int max_seqlen) const;
+
+  // Allocates a slot for batches within the limits.
+  absl::StatusOr<std::unique_ptr<ExecutionSlot>> MakeSlot(const BatchShape& limit) const;
+
+  // Runs one batch; the pooled vectors are in slot.output(). Allocates nothing. Returns the bytes
+  // of activations that this batch used, which equal Plan(its shape).total_bytes.
+  // InvalidArgument: an id outside the vocabulary, a type id or a length the model does not have;
+  // nothing has run then.
+  // REQUIRES: the batch is within the slot's limits and has at least one token.
+  absl::StatusOr<size_t> Forward(const PackedBatch& batch, ExecutionSlot& slot) const;
+
+  // Multiply-adds of one forward pass, counted as two each: linear maps as packed, and attention.
+  double Flops(const PackedBatch& batch) const;
+
+  const ModelConfig& config() const { return config_; }
+  const Backend& backend() const { return backend_; }
+  const WeightBytes& weight_bytes() const { return weight_bytes_; }
+
+ private:
+  struct Layer;
+  friend class EncoderBuilder;
+
+  Encoder(const ModelConfig& config, const Backend& backend, const EncoderOptions& options);
+
+  absl::Status Validate(const PackedBatch& batch) const;
+  int ChunkTarget(int num_tokens) const;
+  absl::Status Attention(const Layer& layer, const RaggedBatch& batch, const Rows& x,
+                         const ActivationPlan& plan, Arena& arena) const;
+  absl::Status FeedForward(const Layer& layer, const Rows& x, const ActivationPlan& plan,
+                           Arena& arena) const;
+
+  const ModelConfig config_;
+  const Backend& backend_;
+  const EncoderOptions options_;
+  WeightBytes weight_bytes_;
+  Buffer word_, position_, type_;
+  std::unique_ptr<OwnedLayerNorm> embedding_norm_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace flashsvd
+
+#endif  // FLASHSVD_RUNTIME_ENCODER_H_

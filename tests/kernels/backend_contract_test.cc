@@ -1,0 +1,158 @@
+// What backend.h promises beside the numbers: independence of batch and threads, bounds, scratch.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "tests/kernels/backend_fixture.h"
+#include "tests/kernels/op_runner.h"
+#include "tests/testing/random_tensor.h"
+#include "tests/testing/tensor_matchers.h"
+
+namespace flashsvd::testing {
+namespace {
+
+TEST_P(BackendTest, ProjectWritesOnlyItsColumnsOfAWiderMatrix) {
+  const RandomLinear weights(20, 18, 0, 5);
+  const auto linear = PackOrDie(*backend_, weights);
+  const auto x = Activations(9 * 20);
+  GuardedRows in(GetParam().dtype, 9, 20, 20, x);
+  const std::vector<float> filler(9 * 64, 2.0f);
+  GuardedRows wide(GetParam().dtype, 9, 64, 64, filler);
+  Rows slice = wide.view();
+  slice.data = static_cast<std::byte*>(slice.data) + 23 * DTypeBytes(GetParam().dtype);
+  slice.cols = 18;
+  const ProjectArgs args = {.linear = linear.get(), .x = in.view(), .y = slice};
+  GuardedScratch scratch(backend_->ScratchBytes(args));
+  ASSERT_TRUE(backend_->Project(args, scratch.view()).ok());
+  GuardedRows alone(GetParam().dtype, 9, 18, 18);
+  const ProjectArgs same = {.linear = linear.get(), .x = in.view(), .y = alone.view()};
+  ASSERT_TRUE(backend_->Project(same, scratch.view()).ok());
+  const std::vector<float> expected = alone.Values(), actual = wide.Values();
+  for (int r = 0; r < 9; ++r) {
+    for (int c = 0; c < 64; ++c) {
+      const bool inside = c >= 23 && c < 23 + 18;
+      ASSERT_EQ(actual[r * 64 + c], inside ? expected[r * 18 + c - 23] : 2.0f) << r << ", " << c;
+    }
+  }
+}
+
+TEST_P(BackendTest, AttentionOfAChunkCountsRowsFromItsFirstSequence) {
+  const AttentionCase whole = {{9, 4}, 2, 8, 8};
+  AttentionCase chunk = whole;
+  chunk.first_token = 1000;
+  const auto qkv = Activations(size_t(whole.tokens()) * whole.columns());
+  EXPECT_TRUE(BitEqual(RunOp(*backend_, chunk, qkv), RunOp(*backend_, whole, qkv)));
+}
+
+// The rows of one sequence alone equal those rows in a batch, bit for bit.
+TEST_P(BackendTest, ResultsDoNotDependOnBatchComposition) {
+  const int d = 40;
+  const std::vector<int> lengths = {1, 13, 0, 200, 7, 64};
+  const int tokens = CuSeqlens(lengths).back();
+  const AttentionCase attention = {lengths, 2, 20, 18};
+  const auto x = Activations(size_t(tokens) * d);
+  const auto qkv = Activations(size_t(tokens) * attention.columns());
+  const auto rows_of = [&](const std::vector<float>& all, int s, int columns) {
+    const auto cu = CuSeqlens(lengths);
+    return std::vector<float>(all.begin() + cu[s] * columns, all.begin() + cu[s + 1] * columns);
+  };
+  const auto project = [&](const std::vector<float>& in) {
+    return RunOp(*backend_, ProjectCase{int(in.size()) / d, d, 50, 9, Activation::kGelu}, in);
+  };
+  const auto add_norm = [&](const std::vector<float>& in) {
+    return RunOp(*backend_, ProjectAddNormCase{int(in.size()) / d, d, d, 0}, in, in);
+  };
+  const auto feed_forward = [&](const std::vector<float>& in) {
+    return RunOp(*backend_, FeedForwardCase{int(in.size()) / d, d, 500, 12, 10}, in);
+  };
+  const auto projected = project(x), added = add_norm(x), fed = feed_forward(x);
+  const auto attended = RunOp(*backend_, attention, qkv);
+  for (int s = 0; s < int(lengths.size()); ++s) {
+    SCOPED_TRACE(s);
+    const auto alone = rows_of(x, s, d);
+    EXPECT_TRUE(BitEqual(project(alone), rows_of(projected, s, 50)));
+    EXPECT_TRUE(BitEqual(add_norm(alone), rows_of(added, s, d)));
+    EXPECT_TRUE(BitEqual(feed_forward(alone), rows_of(fed, s, d)));
+    const AttentionCase one = {{lengths[s]}, 2, 20, 18};
+    EXPECT_TRUE(BitEqual(RunOp(*backend_, one, rows_of(qkv, s, attention.columns())),
+                         rows_of(attended, s, 2 * 18)));
+  }
+}
+
+TEST_P(BackendTest, ResultsDoNotDependOnThreads) {
+  const FeedForwardCase ffn = {150, 40, 500, 12, 0};
+  const AttentionCase attention = {{300, 2}, 1, 16, 16};
+  const auto x = Activations(size_t(ffn.rows) * ffn.d);
+  const auto qkv = Activations(size_t(attention.tokens()) * attention.columns());
+  const auto fed = RunOp(*backend_, ffn, x);
+  const auto attended = RunOp(*backend_, attention, qkv);
+  for (int threads : {1, 3}) {
+    SCOPED_TRACE(threads);
+    const auto other = Make(GetParam().device, GetParam().dtype, GetParam().isa, threads);
+    EXPECT_TRUE(BitEqual(RunOp(*other, ffn, x), fed));
+    EXPECT_TRUE(BitEqual(RunOp(*other, attention, qkv), attended));
+  }
+}
+
+TEST_P(BackendTest, ScratchNeverShrinksAsShapesGrow) {
+  const RandomLinear up_weights(24, 100, 5, 1), down_weights(100, 24, 6, 2);
+  const auto up = PackOrDie(*backend_, up_weights);
+  const auto down = PackOrDie(*backend_, down_weights);
+  size_t project = 0, add_norm = 0, ffn = 0;
+  for (int rows = 0; rows <= 300; ++rows) {
+    const Rows narrow = {nullptr, rows, 24, 24}, wide = {nullptr, rows, 100, 100};
+    const size_t p = backend_->ScratchBytes(ProjectArgs{up.get(), narrow, wide});
+    const size_t n = backend_->ScratchBytes(ProjectAddNormArgs{down.get(), wide, narrow, {}});
+    const size_t f = backend_->ScratchBytes(
+        FeedForwardArgs{up.get(), down.get(), Activation::kGelu, narrow, {}});
+    ASSERT_TRUE(p >= project && n >= add_norm && f >= ffn) << rows;
+    project = p;
+    add_norm = n;
+    ffn = f;
+  }
+  const auto attention = [&](int sequences, int max_seqlen) {
+    AttentionArgs args;
+    args.num_sequences = sequences;
+    args.max_seqlen = max_seqlen;
+    args.num_heads = 1;
+    args.d_qk = args.d_v = 20;
+    return backend_->ScratchBytes(args);
+  };
+  for (int sequences = 0; sequences < 5; ++sequences) {
+    for (int length = 0; length < 400; ++length) {
+      ASSERT_LE(attention(sequences, length), attention(sequences, length + 1));
+      ASSERT_LE(attention(sequences, length), attention(sequences + 1, length));
+    }
+  }
+}
+
+TEST_P(BackendTest, PackLinearRefusesIncompleteMaps) {
+  const float weight[4] = {};
+  EXPECT_EQ(backend_->PackLinear({.in = 2, .out = 2}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(backend_->PackLinear({.in = 2, .out = 2, .rank = 1, .a = weight}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(backend_->PackLinear({.in = 0, .out = 2, .weight = weight}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  const auto no_bias = backend_->PackLinear({.in = 2, .out = 2, .weight = weight});
+  ASSERT_TRUE(no_bias.ok());
+  EXPECT_GE((*no_bias)->bytes(), 4 * DTypeBytes(GetParam().dtype));
+}
+
+TEST_P(BackendTest, AllocatesZeroedAlignedMemory) {
+  const auto buffer = backend_->Allocate(1000);
+  ASSERT_TRUE(buffer.ok());
+  EXPECT_EQ(buffer->bytes(), 1000u);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer->data()) % kArenaAlignment, 0u);
+  const auto* bytes = static_cast<const char*>(buffer->data());
+  EXPECT_EQ(std::count(bytes, bytes + 1000, 0), 1000);
+}
+
+FSVD_INSTANTIATE_BACKEND_TESTS();
+
+}  // namespace
+}  // namespace flashsvd::testing

@@ -1,0 +1,93 @@
+#ifndef FLASHSVD_TESTS_KERNELS_BACKEND_FIXTURE_H_
+#define FLASHSVD_TESTS_KERNELS_BACKEND_FIXTURE_H_
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/backend_factory.h"
+#include "kernels/cpu/isa.h"
+#include "tests/kernels/op_runner.h"
+#include "tests/testing/tensor_matchers.h"
+
+namespace flashsvd::testing {
+
+struct BackendParam {
+  std::string device;
+  std::string isa;
+  DType dtype;
+};
+
+inline std::string NameOf(const BackendParam& param) {
+  return param.device + (param.isa.empty() ? "" : "_" + param.isa) + "_" +
+         std::string(DTypeName(param.dtype));
+}
+
+inline void PrintTo(const BackendParam& param, std::ostream* out) { *out << NameOf(param); }
+
+inline std::unique_ptr<Backend> Make(const std::string& device, DType dtype,
+                                     const std::string& isa = "", int threads = 2) {
+  auto backend =
+      MakeBackend({.device = device, .dtype = dtype, .num_threads = threads, .cpu_isa = isa});
+  EXPECT_TRUE(backend.ok()) << backend.status();
+  return std::move(backend).value();
+}
+
+// One backend, dtype and instruction set, with what to compare it to.
+class BackendTest : public ::testing::TestWithParam<BackendParam> {
+ protected:
+  void SetUp() override {
+    const BackendParam& param = GetParam();
+    const std::vector<std::string> available = AvailableIsas();
+    if (!param.isa.empty() &&
+        std::find(available.begin(), available.end(), param.isa) == available.end()) {
+      GTEST_SKIP() << "this CPU lacks " << param.isa;
+    }
+    backend_ = Make(param.device, param.dtype, param.isa);
+    oracle_ = Make("reference", DType::kF32);
+    naive_ = Make("reference", DType::kBF16);
+  }
+
+  bool f32() const { return GetParam().dtype == DType::kF32; }
+  std::vector<float> Activations(size_t count, uint32_t seed = 1) const {
+    return RandomActivations(GetParam().dtype, count, seed);
+  }
+
+  // run(backend) -> result; `terms` as in NearOracleF32.
+  template <class RunOn>
+  ::testing::AssertionResult Matches(const RunOn& run, double terms, bool activation = false) {
+    const std::vector<float> actual = run(*backend_);
+    const std::vector<float> oracle = run(*oracle_);
+    if (f32()) return NearOracleF32(actual, oracle, terms, activation);
+    return WithinTwiceNaive(actual, run(*naive_), oracle);
+  }
+
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> oracle_;
+  std::unique_ptr<Backend> naive_;
+};
+
+// Also instruction sets that this CPU lacks: those tests skip and say so.
+inline std::vector<BackendParam> AllBackends() {
+  std::vector<BackendParam> params = {{"reference", "", DType::kF32},
+                                      {"reference", "", DType::kBF16}};
+  for (const std::string& isa : CompiledIsas()) {
+    params.push_back({"cpu", isa, DType::kF32});
+    params.push_back({"cpu", isa, DType::kBF16});
+  }
+  return params;
+}
+
+#define FSVD_INSTANTIATE_BACKEND_TESTS()                                         \
+  INSTANTIATE_TEST_SUITE_P(All, BackendTest, ::testing::ValuesIn(AllBackends()), \
+                           [](const auto& info) { return NameOf(info.param); })
+
+}  // namespace flashsvd::testing
+
+#endif  // FLASHSVD_TESTS_KERNELS_BACKEND_FIXTURE_H_

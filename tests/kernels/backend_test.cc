@@ -1,0 +1,206 @@
+// Every operation of every backend, dtype and CPU instruction set against the float64 oracle.
+
+#include "kernels/backend.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "tests/kernels/backend_fixture.h"
+#include "tests/kernels/op_runner.h"
+#include "tests/testing/random_tensor.h"
+#include "tests/testing/tensor_matchers.h"
+
+namespace flashsvd::testing {
+namespace {
+
+TEST_P(BackendTest, ProjectMatchesOracle) {
+  const ProjectCase cases[] = {
+      {1, 1, 1, 0},    {1, 1, 1, 1},      {1, 384, 100, 0}, {3, 5, 7, 0},      {7, 33, 50, 1},
+      {13, 31, 17, 9}, {65, 48, 96, 24},  {130, 64, 72, 0}, {200, 96, 49, 33}, {8, 2, 300, 3},
+      {5, 1000, 3, 0}, {67, 129, 64, 16}, {0, 8, 8, 0},     {9, 32, 33, 40},
+  };
+  for (const ProjectCase& c : cases) {
+    SCOPED_TRACE(::testing::Message()
+                 << c.rows << " x " << c.in << " -> " << c.out << " rank " << c.rank);
+    const auto x = Activations(size_t(c.rows) * c.in);
+    EXPECT_TRUE(Matches([&](const Backend& b) { return RunOp(b, c, x); }, c.in + c.rank));
+  }
+}
+
+TEST_P(BackendTest, ProjectAppliesEveryActivation) {
+  for (Activation activation : {Activation::kNone, Activation::kGelu, Activation::kGeluTanh,
+                                Activation::kRelu, Activation::kSilu}) {
+    const ProjectCase c = {17, 24, 37, 0, activation};
+    SCOPED_TRACE(static_cast<int>(activation));
+    const auto x = Activations(size_t(c.rows) * c.in);
+    EXPECT_TRUE(Matches([&](const Backend& b) { return RunOp(b, c, x); }, c.in, true));
+  }
+}
+
+TEST_P(BackendTest, ProjectAddNormMatchesOracle) {
+  const ProjectAddNormCase cases[] = {
+      {1, 1, 1, 0},    {1, 16, 48, 0},  {3, 5, 7, 0},    {9, 33, 50, 1}, {65, 40, 96, 24},
+      {130, 7, 72, 5}, {11, 50, 17, 0}, {70, 64, 33, 9}, {0, 8, 8, 0},
+  };
+  for (const ProjectAddNormCase& c : cases) {
+    SCOPED_TRACE(::testing::Message()
+                 << c.rows << " x " << c.in << " -> " << c.out << " rank " << c.rank);
+    const auto y = Activations(size_t(c.rows) * c.in, 2);
+    const auto x = Activations(size_t(c.rows) * c.out, 3);
+    EXPECT_TRUE(
+        Matches([&](const Backend& b) { return RunOp(b, c, y, x); }, c.in + c.rank + c.out));
+  }
+}
+
+TEST_P(BackendTest, FeedForwardMatchesOracleForEveryMixOfDenseAndLowRank) {
+  const FeedForwardCase cases[] = {
+      {1, 1, 1, 0, 0},       {5, 7, 9, 0, 0},       {9, 17, 1000, 5, 0},   {70, 48, 400, 0, 13},
+      {33, 40, 770, 11, 17}, {8, 64, 385, 1, 1},    {129, 32, 128, 16, 8}, {3, 96, 384, 0, 0},
+      {0, 8, 16, 0, 0},      {17, 50, 383, 33, 31},
+  };
+  for (const FeedForwardCase& c : cases) {
+    SCOPED_TRACE(::testing::Message() << c.rows << " x " << c.d << ", F " << c.hidden << ", ranks "
+                                      << c.up_rank << " " << c.down_rank);
+    const auto x = Activations(size_t(c.rows) * c.d);
+    EXPECT_TRUE(Matches([&](const Backend& b) { return RunOp(b, c, x); },
+                        c.d + c.up_rank + c.hidden + c.down_rank, true));
+  }
+}
+
+TEST_P(BackendTest, FeedForwardAppliesEveryActivation) {
+  for (Activation activation : {Activation::kNone, Activation::kGelu, Activation::kGeluTanh,
+                                Activation::kRelu, Activation::kSilu}) {
+    SCOPED_TRACE(static_cast<int>(activation));
+    const FeedForwardCase c = {10, 32, 64, 8, 8, activation};
+    const auto x = Activations(size_t(c.rows) * c.d);
+    EXPECT_TRUE(Matches([&](const Backend& b) { return RunOp(b, c, x); }, 112, true));
+  }
+}
+
+TEST_P(BackendTest, AttentionMatchesOracle) {
+  const AttentionCase cases[] = {
+      {{1}, 1, 1, 1},           {{0, 3, 0}, 2, 2, 3}, {{5, 17, 1}, 3, 20, 20},
+      {{384}, 1, 16, 16},       {{385}, 1, 33, 50},   {{400, 31}, 2, 32, 32},
+      {{16, 15, 8}, 2, 40, 24}, {{577}, 1, 64, 64},   {{7}, 1, 256, 256},
+      {{64, 0, 65}, 2, 7, 1},   {{}, 1, 8, 8},        {{130}, 1, 1, 17},
+  };
+  for (const AttentionCase& c : cases) {
+    SCOPED_TRACE(::testing::Message() << c.lengths.size() << " sequences, " << c.tokens()
+                                      << " tokens, d " << c.d_qk << " " << c.d_v);
+    const auto qkv = Activations(size_t(c.tokens()) * c.columns());
+    EXPECT_TRUE(Matches([&](const Backend& b) { return RunOp(b, c, qkv); }, c.d_qk + 20));
+  }
+}
+
+// Scores far apart: the running maximum rises in every key block, or the first holds it.
+TEST_P(BackendTest, AttentionSurvivesLargeScores) {
+  for (float slope : {1.0f, -1.0f}) {
+    SCOPED_TRACE(slope);
+    const AttentionCase c = {{600}, 1, 4, 4, slope};
+    auto qkv = Activations(size_t(c.tokens()) * c.columns());
+    for (int t = 0; t < c.tokens(); ++t) {
+      float* row = qkv.data() + t * c.columns();
+      std::fill(row, row + 4, 4.0f);                                 // q
+      std::fill(row + 4, row + 8, static_cast<float>(t / 100) * 8);  // k
+    }
+    const auto run = [&](const Backend& b) { return RunOp(b, c, qkv); };
+    EXPECT_TRUE(Matches(run, 600));
+  }
+}
+
+// The places between the last key and a whole vector hold score 0: it must neither be the maximum,
+// when all true scores are far below, nor count, when all are equal.
+TEST_P(BackendTest, AttentionIgnoresThePlacesAfterTheLastKey) {
+  for (int length : {3, 5, 21, 389}) {
+    for (float scale : {1.0f, 0.0f}) {
+      SCOPED_TRACE(::testing::Message() << length << " tokens, scale " << scale);
+      const AttentionCase c = {{length}, 1, 2, 3, scale};
+      auto qkv = Activations(size_t(c.tokens()) * c.columns());
+      for (int t = 0; t < length; ++t) {
+        float* row = qkv.data() + t * c.columns();
+        std::fill(row, row + 2, 16.0f);                                  // q
+        std::fill(row + 2, row + 4, -8.0f - static_cast<float>(t % 3));  // k: scores below -255
+      }
+      EXPECT_TRUE(Matches([&](const Backend& b) { return RunOp(b, c, qkv); }, length));
+    }
+  }
+}
+
+TEST_P(BackendTest, AttentionOfLongSequence) {
+  const AttentionCase c = {{1500}, 1, 8, 8, 0.35f};
+  const auto qkv = Activations(size_t(c.tokens()) * c.columns());
+  EXPECT_TRUE(Matches([&](const Backend& b) { return RunOp(b, c, qkv); }, 600));
+}
+
+std::vector<float> RunEmbed(const Backend& backend, const std::vector<int>& lengths, int d) {
+  const TestBatch batch(lengths);
+  const auto upload = [&](int rows, uint32_t seed) {
+    const std::vector<float> values = RandomNormal(size_t(rows) * d, seed);
+    return backend.Upload(values.data(), values.size(), backend.dtype()).value();
+  };
+  const Buffer word = upload(11, 61), position = upload(MaxLength(lengths) + 1, 62),
+               type = upload(2, 63);
+  const RandomNorm norm(d);
+  GuardedRows x(backend.dtype(), batch.cu.back(), d, d + kRowPadding);
+  EXPECT_TRUE(backend
+                  .Embed({.batch = batch.view(),
+                          .word = word.data(),
+                          .position = position.data(),
+                          .type = type.data(),
+                          .norm = norm.params(),
+                          .x = x.view()})
+                  .ok());
+  EXPECT_TRUE(x.Intact());
+  return x.Values();
+}
+
+TEST_P(BackendTest, EmbedMatchesOracle) {
+  for (int d : {1, 2, 15, 16, 48, 100}) {
+    SCOPED_TRACE(d);
+    for (const std::vector<int>& lengths :
+         {std::vector<int>{1}, {0, 3, 0, 0, 9, 1, 0}, {70, 65, 2}, {}}) {
+      EXPECT_TRUE(Matches([&](const Backend& b) { return RunEmbed(b, lengths, d); }, d));
+    }
+  }
+}
+
+std::vector<float> RunPool(const Backend& backend, const std::vector<int>& lengths, int d,
+                           Pooling pooling, bool normalize) {
+  const TestBatch batch(lengths);
+  const auto values = RandomActivations(backend.dtype(), size_t(batch.cu.back()) * d, 71);
+  GuardedRows x(backend.dtype(), batch.cu.back(), d, d + kRowPadding, values);
+  GuardedRows out(DType::kF32, lengths.size(), d, d);
+  EXPECT_TRUE(backend
+                  .Pool({.batch = batch.view(),
+                         .x = x.view(),
+                         .pooling = pooling,
+                         .normalize = normalize,
+                         .out = static_cast<float*>(out.view().data)})
+                  .ok());
+  EXPECT_TRUE(x.Intact() && out.Intact());
+  return out.Values();
+}
+
+TEST_P(BackendTest, PoolMatchesOracleOnTheSameRows) {
+  // Its output is float32 whatever the dtype: the float32 bound holds for all, against an oracle
+  // of the same dtype (Pool of the bf16 reference rounds nothing).
+  const std::unique_ptr<Backend> reference = Make("reference", GetParam().dtype);
+  for (int d : {1, 15, 48, 100}) {
+    for (Pooling pooling : {Pooling::kMean, Pooling::kCls, Pooling::kLast}) {
+      for (bool normalize : {false, true}) {
+        SCOPED_TRACE(::testing::Message() << d << " " << int(pooling) << " " << normalize);
+        const std::vector<int> lengths = {1, 0, 7, 300};
+        EXPECT_TRUE(NearOracleF32(RunPool(*backend_, lengths, d, pooling, normalize),
+                                  RunPool(*reference, lengths, d, pooling, normalize), 300 + d));
+      }
+    }
+  }
+}
+
+FSVD_INSTANTIATE_BACKEND_TESTS();
+
+}  // namespace
+}  // namespace flashsvd::testing
