@@ -11,7 +11,5 @@ if [ "${2:-}" = --build-only ]; then
 fi
 # One test holds the real model against an independent forward pass; it skips without the model.
 tools/fetch-model.sh || echo "no model: the test that needs it will be skipped" >&2
-# For the tests and the programs that they start; read by ThreadSanitizer builds alone.
-export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp${TSAN_OPTIONS:+ $TSAN_OPTIONS}"
 # Two at a time: tests start servers and thread pools of their own, and sanitizers need memory.
 ctest --preset "$preset" --parallel 2 --no-tests=error
