@@ -347,6 +347,18 @@ class ShutdownTest(unittest.TestCase):
             self.assertEqual(server.stop(), 0, server.log())
 
 
+class ReadmeTest(unittest.TestCase):
+    def test_names_every_key_with_its_default(self):
+        readme = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../README.md")
+        with open(readme, encoding="utf-8") as f:
+            told = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", f.read(), re.M))
+        shown = run("flashsvd-server", "--help").stdout
+        flags = {name.replace("-", "_"): default
+                 for name, default in re.findall(r"^  --([a-z-]+) [^\[ ]+=(\S+)", shown, re.M)}
+        self.assertGreater(len(flags), 20)
+        self.assertEqual(told, flags)
+
+
 if __name__ == "__main__":
     BIN = sys.argv.pop(1)
     unittest.main(verbosity=2)

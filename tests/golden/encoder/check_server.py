@@ -31,6 +31,8 @@ def relative_error(got, want):
 
 
 def main():
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     service = rpc.EncoderServiceStub(grpc.insecure_channel(sys.argv[1]))
     with open(os.path.join(HERE, "minilm.json")) as f:
         sequences = json.load(f)["sequences"]
