@@ -1,6 +1,6 @@
 # Entry points; CMakePresets.json has the build itself.
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-asan test-tsan check format clean deps
+.PHONY: help demo build build-cuda test test-cuda test-asan test-tsan check format clean deps
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,8 +14,14 @@ deps:
 build: deps  ## build everything, optimised, into build/cpu-release/bin
 	@tools/build-and-test.sh cpu-release --build-only
 
+build-cuda: deps  ## the same with the CUDA backend, into build/cuda-release/bin; needs nvcc 12.4 or newer, no GPU
+	@tools/build-and-test.sh cuda-release --build-only
+
 test: deps  ## build and run every test
 	@tools/build-and-test.sh cpu-release
+
+test-cuda: deps  ## the tests of the CUDA build; those that need a device skip without one
+	@tools/build-and-test.sh cuda-release
 
 test-asan: deps  ## the tests under AddressSanitizer and UBSan
 	@tools/build-and-test.sh cpu-debug

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <memory>
 #include <random>
+#include <span>
 #include <utility>
 
 #include "fmt/format.h"
@@ -79,16 +80,46 @@ absl::StatusOr<std::unique_ptr<WeightSource>> OpenWeights(const EncoderBenchOpti
                            .seed = options.seed});
 }
 
-PackedBatch RandomBatch(const EncoderBenchOptions& options, const ModelConfig& config) {
-  std::mt19937_64 generator(options.seed);
-  std::uniform_int_distribution<int32_t> id(0, config.vocab - 1);
+absl::StatusOr<std::vector<int32_t>> ReadIds(const EncoderBenchOptions& options,
+                                             const ModelConfig& config) {
+  const size_t count = static_cast<size_t>(options.batch) * options.length;
+  std::vector<int32_t> ids(count);
+  if (options.ids_file.empty()) {
+    std::mt19937_64 generator(options.seed);
+    std::uniform_int_distribution<int32_t> id(0, config.vocab - 1);
+    for (int32_t& v : ids) v = id(generator);
+    return ids;
+  }
+  std::ifstream file(options.ids_file, std::ios::binary | std::ios::ate);
+  const auto bytes = static_cast<std::streamoff>(count * sizeof(int32_t));
+  if (!file || file.tellg() != bytes) {
+    return absl::InvalidArgumentError(fmt::format("--ids: {} is not a file of {} x {} int32",
+                                                  options.ids_file, options.batch, options.length));
+  }
+  file.seekg(0);
+  file.read(reinterpret_cast<char*>(ids.data()), bytes);
+  if (!file) return absl::UnavailableError(fmt::format("--ids: cannot read {}", options.ids_file));
+  return ids;
+}
+
+absl::StatusOr<PackedBatch> MakeBatch(const EncoderBenchOptions& options,
+                                      const ModelConfig& config) {
+  FSVD_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, ReadIds(options, config));
+  const std::vector<int32_t> types(options.length, 0);
   PackedBatch batch;
   for (int s = 0; s < options.batch; ++s) {
-    std::vector<int32_t> ids(options.length);
-    for (int32_t& v : ids) v = id(generator);
-    batch.Append(ids, std::vector<int32_t>(options.length, 0));
+    batch.Append(std::span(ids).subspan(static_cast<size_t>(s) * options.length, options.length),
+                 types);
   }
   return batch;
+}
+
+absl::Status WriteOutput(const std::string& path, std::span<const float> output) {
+  std::ofstream file(path, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(output.data()),
+             static_cast<std::streamsize>(output.size_bytes()));
+  if (file.flush()) return absl::OkStatus();
+  return absl::UnavailableError(fmt::format("--output: cannot write {}", path));
 }
 
 // "VmRSS" or "VmHWM" of this process, in bytes; 0 where /proc does not tell.
@@ -173,7 +204,7 @@ absl::StatusOr<std::vector<EncoderBenchResult>> RunEncoderBench(
                     config.max_positions));
   }
   FSVD_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeBackend(options.backend));
-  const PackedBatch batch = RandomBatch(options, config);
+  FSVD_ASSIGN_OR_RETURN(const PackedBatch batch, MakeBatch(options, config));
   const bool dense = options.layout == "dense";
 
   std::vector<Contender> contenders;
@@ -191,7 +222,12 @@ absl::StatusOr<std::vector<EncoderBenchResult>> RunEncoderBench(
     for (Contender& c : contenders) FSVD_RETURN_IF_ERROR(c.Pass(batch));
   }
 
-  const double peak = MeasurePeakGflops(backend->dtype(), backend->num_threads());
+  if (!options.output_file.empty()) {
+    FSVD_RETURN_IF_ERROR(WriteOutput(options.output_file, contenders.front().slot->output()));
+  }
+  const double peak = backend->shares_host_memory()
+                          ? MeasurePeakGflops(backend->dtype(), backend->num_threads())
+                          : 0;
   std::vector<EncoderBenchResult> results;
   for (Contender& c : contenders) {
     c.Summarise(batch.num_tokens());

@@ -27,6 +27,10 @@ struct EncoderBenchOptions {
   int batch = 1;
   int length = 128;
   int chunk_tokens = 2048;
+  // File of raw little-endian int32 ids [batch * length]; empty: random ones.
+  std::string ids_file;
+  // File to write the pooled vectors to, raw float32 [batch, d], not normalised; empty: none.
+  std::string output_file;
   double seconds = 2;  // measured time, after a warm-up; at least five passes
   // Also run the dense, unfused model in the same process, pass by pass in turn.
   bool compare_dense = false;
@@ -42,7 +46,7 @@ struct EncoderBenchResult {
   double latency_ms_p90 = 0;
   double tokens_per_s = 0;
   double gflops = 0;
-  double peak_gflops = 0;  // this machine's, register only, same dtype and threads
+  double peak_gflops = 0;  // this CPU's, register only, same dtype and threads; 0 on other devices
   size_t weight_bytes = 0;
   size_t activation_planned_bytes = 0;
   size_t activation_high_water_bytes = 0;

@@ -37,7 +37,7 @@ nlohmann::ordered_json ToJson(const EncoderBenchOptions& options, const EncoderB
           {"tokens_per_s", r.tokens_per_s},
           {"gflops", r.gflops},
           {"peak_gflops", r.peak_gflops},
-          {"peak_share", r.gflops / r.peak_gflops},
+          {"peak_share", r.peak_gflops > 0 ? r.gflops / r.peak_gflops : 0},
           {"weight_bytes", r.weight_bytes},
           {"activation_planned_bytes", r.activation_planned_bytes},
           {"activation_high_water_bytes", r.activation_high_water_bytes},
@@ -50,10 +50,11 @@ void PrintTable(const std::vector<EncoderBenchResult>& results) {
              "planned MiB", "high-w. MiB");
   for (const EncoderBenchResult& r : results) {
     fmt::print(
-        "{:<14} {:<18} {:>5} {:>9.2f} {:>9.2f} {:>10.0f} {:>8.1f} {:>5.0f}% {:>11.1f} {:>12.2f} "
+        "{:<14} {:<18} {:>5} {:>9.2f} {:>9.2f} {:>10.0f} {:>8.1f} {:>6} {:>10.1f} {:>12.2f} "
         "{:>12.2f}\n",
         r.name, fmt::format("{} x{}", r.backend, r.threads), r.dtype, r.latency_ms_p50,
-        r.latency_ms_p90, r.tokens_per_s, r.gflops, 100 * r.gflops / r.peak_gflops,
+        r.latency_ms_p90, r.tokens_per_s, r.gflops,
+        r.peak_gflops > 0 ? fmt::format("{:.0f}%", 100 * r.gflops / r.peak_gflops) : "-",
         Mib(r.weight_bytes), Mib(r.activation_planned_bytes), Mib(r.activation_high_water_bytes));
   }
   if (results.size() == 2) {
@@ -95,11 +96,20 @@ void EncoderCommand::Register(CLI::App& app) {
   app.add_option("--length", options.length, "tokens of each")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--dtype", dtype, "f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+  app.add_option("--ids", options.ids_file,
+                 "file of raw int32 token ids [batch * length]; default: random");
+  app.add_option("--output", options.output_file,
+                 "write the pooled vectors there, raw float32 [batch, dimensions]");
+  app.add_option("--dtype", dtype, "f32 and bf16 on a CPU, f16 and bf16 on CUDA devices")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
       ->capture_default_str();
-  app.add_option("--device", options.backend.device, "auto, cpu or reference")
+  app.add_option("--device", options.backend.device, "auto, cpu, cuda or reference")
       ->capture_default_str();
+  app.add_option("--device-index", options.backend.device_index, "which of several CUDA devices")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--cuda-path", options.backend.cuda_path,
+                 "CUDA kernels, sm80 or sm90; default: the best for the device");
   app.add_option("--isa", options.backend.cpu_isa,
                  "CPU instruction set; default: the fastest here");
   app.add_option("--threads", options.backend.num_threads, "0: one per core")
@@ -130,7 +140,9 @@ int EncoderCommand::Run() {
     options.rank_ffn = ranks[1];
     options.rank_out = ranks[2];
   }
-  options.backend.dtype = dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  options.backend.dtype = dtype == "bf16"  ? DType::kBF16
+                          : dtype == "f16" ? DType::kF16
+                                           : DType::kF32;
 
   const auto results = RunEncoderBench(options);
   if (!results.ok()) {

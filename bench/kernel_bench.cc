@@ -73,6 +73,9 @@ class KernelBench {
                                 .cpu_isa = options.isa});
     Die(backend.status());
     backend_ = std::move(backend).value();
+    auto stream = backend_->MakeStream();
+    Die(stream.status());
+    stream_ = std::move(stream).value();
     peak_ = MeasurePeakGflops(options.dtype, options.threads);
     std::printf("%s %s, %d threads, peak %.0f GFLOP/s\n", std::string(backend_->name()).c_str(),
                 std::string(DTypeName(options.dtype)).c_str(), backend_->num_threads(), peak_);
@@ -156,7 +159,7 @@ class KernelBench {
     const Buffer scratch = AllocateScratch(backend_->ScratchBytes(args));
     Report(shape, tokens, name,
            {Flops(*linear, tokens), double(linear->bytes() + x.bytes() + y.bytes())}, [&] {
-             return backend_->Project(args, {scratch.data(), scratch.bytes()});
+             return backend_->Project(args, {scratch.data(), scratch.bytes()}, *stream_);
            });
   }
 
@@ -171,7 +174,7 @@ class KernelBench {
     const Buffer scratch = AllocateScratch(backend_->ScratchBytes(args));
     Report(shape, tokens, "project+add+norm",
            {Flops(*linear, tokens), double(linear->bytes() + y.bytes() + 2 * x.bytes())}, [&] {
-             return backend_->ProjectAddNorm(args, {scratch.data(), scratch.bytes()});
+             return backend_->ProjectAddNorm(args, {scratch.data(), scratch.bytes()}, *stream_);
            });
   }
 
@@ -190,7 +193,7 @@ class KernelBench {
            {Flops(*up, tokens) + Flops(*down, tokens),
             double(up->bytes() + down->bytes() + 2 * x.bytes())},
            [&] {
-             return backend_->FeedForward(args, {scratch.data(), scratch.bytes()});
+             return backend_->FeedForward(args, {scratch.data(), scratch.bytes()}, *stream_);
            });
   }
 
@@ -216,12 +219,13 @@ class KernelBench {
            "attention " + std::to_string(sequences) + "x" + std::to_string(length) + " h" +
                std::to_string(h),
            {4.0 * tokens * length * shape.heads * h, double(qkv.bytes() + context.bytes())}, [&] {
-             return backend_->Attention(args, {scratch.data(), scratch.bytes()});
+             return backend_->Attention(args, {scratch.data(), scratch.bytes()}, *stream_);
            });
   }
 
   const Options options_;
   std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Stream> stream_;
   double peak_ = 0;
 };
 

@@ -10,16 +10,25 @@
 namespace flashsvd {
 
 struct BackendOptions {
-  // "cpu", "reference", or "auto": the fastest device present.
+  // "cpu", "cuda", "reference", or "auto": cuda when HasCuda() and the dtype is one it computes in,
+  // else cpu.
   std::string device = "auto";
-  // f32 and bf16 on the CPU.
+  // Which of several CUDA devices.
+  int device_index = 0;
+  // f32 and bf16 on the CPU, f16 and bf16 on CUDA devices.
   DType dtype = DType::kF32;
   // CPU threads that share one operation; 0: one per available core.
   int num_threads = 0;
   // CPU instruction set: "" (environment FLASHSVD_CPU_ISA, else the fastest on this CPU),
   // "portable", "avx2", "avx512", "avx512_bf16".
   std::string cpu_isa;
+  // CUDA kernels: "" (environment FLASHSVD_CUDA_PATH, else the best for the device), "sm80",
+  // "sm90".
+  std::string cuda_path;
 };
+
+// Whether this build has the CUDA backend and this machine a device that it can use.
+bool HasCuda();
 
 // InvalidArgument names an unknown device, an ISA this CPU lacks, or an unsupported dtype.
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "kernels/arena.h"
-#include "kernels/bfloat16.h"
+#include "kernels/float_convert.h"
 #include "kernels/status_macros.h"
 
 namespace flashsvd {
@@ -26,16 +26,13 @@ absl::StatusOr<Buffer> AllocateHostBuffer(size_t bytes) {
 }
 
 absl::StatusOr<Buffer> UploadToHost(const float* values, size_t count, DType as) {
-  if (as == DType::kF16) {
-    return absl::InvalidArgumentError("the CPU stores f32 and bf16, not f16");
-  }
   FSVD_ASSIGN_OR_RETURN(Buffer buffer, AllocateHostBuffer(count * DTypeBytes(as)));
   if (as == DType::kF32) {
     if (count != 0) std::memcpy(buffer.data(), values, count * sizeof(float));
     return buffer;
   }
-  auto* out = static_cast<BFloat16Bits*>(buffer.data());
-  for (size_t i = 0; i < count; ++i) out[i] = ToBFloat16(values[i]);
+  auto* out = static_cast<uint16_t*>(buffer.data());
+  for (size_t i = 0; i < count; ++i) out[i] = NarrowFloat(as, values[i]);
   return buffer;
 }
 

@@ -11,7 +11,7 @@ namespace flashsvd {
 // Zero-filled host memory, aligned to kArenaAlignment. ResourceExhausted when there is none.
 absl::StatusOr<Buffer> AllocateHostBuffer(size_t bytes);
 
-// `count` float32 values as f32 or bf16 (round to nearest even); InvalidArgument for other types.
+// `count` float32 values as `as`, rounded to nearest even.
 absl::StatusOr<Buffer> UploadToHost(const float* values, size_t count, DType as);
 
 }  // namespace flashsvd

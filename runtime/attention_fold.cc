@@ -110,6 +110,50 @@ void Stack(const HostLinear& next, HostLinear* first) {
   first->out += next.out;
 }
 
+int RoundUp(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Blocks of `from` consecutive floats, each made `to` long with zeros behind.
+std::vector<float> WidenBlocks(const std::vector<float>& values, size_t from, size_t to) {
+  std::vector<float> wide(values.size() / from * to, 0.0f);
+  for (size_t block = 0; block < values.size() / from; ++block) {
+    std::copy_n(values.begin() + block * from, from, wide.begin() + block * to);
+  }
+  return wide;
+}
+
+// Rows [first, first + count) of a matrix of `cols` columns.
+std::vector<float> RowsOf(const std::vector<float>& values, size_t first, size_t count,
+                          size_t cols) {
+  return {values.begin() + first * cols, values.begin() + (first + count) * cols};
+}
+
+// The outputs of `linear` are consecutive heads' dims: `num_heads[i]` heads of `from[i]` outputs
+// each, made `to[i]`.
+void WidenOutputs(const std::vector<int>& num_heads, const std::vector<int>& from,
+                  const std::vector<int>& to, HostLinear* linear) {
+  HostLinear wide = *linear;
+  wide.out = 0;
+  wide.weight.clear();
+  wide.b.clear();
+  wide.bias.clear();
+  size_t row = 0;
+  for (size_t i = 0; i < num_heads.size(); ++i) {
+    const size_t rows = static_cast<size_t>(num_heads[i]) * from[i];
+    const auto widen = [&](const std::vector<float>& values, size_t cols, std::vector<float>* out) {
+      if (values.empty()) return;
+      const std::vector<float> part =
+          WidenBlocks(RowsOf(values, row, rows, cols), from[i] * cols, to[i] * cols);
+      out->insert(out->end(), part.begin(), part.end());
+    };
+    widen(linear->weight, linear->in, &wide.weight);
+    widen(linear->b, linear->rank, &wide.b);
+    widen(linear->bias, 1, &wide.bias);
+    wide.out += num_heads[i] * to[i];
+    row += rows;
+  }
+  *linear = std::move(wide);
+}
+
 }  // namespace
 
 LinearSource HostLinear::source() const {
@@ -186,6 +230,33 @@ FoldedAttention FoldAttention(const LinearWeights& q, const LinearWeights& k,
     }
     column += out;
   }
+  return folded;
+}
+
+FoldedAttention PadHeadDims(FoldedAttention folded, int heads, int multiple) {
+  const int d_qk = RoundUp(folded.d_qk, multiple), d_v = RoundUp(folded.d_v, multiple);
+  if (d_qk == folded.d_qk && d_v == folded.d_v) return folded;
+  // Columns of qkv: heads of Q, of K, of V. A projection fills one, two or all three.
+  const int from[] = {folded.d_qk, folded.d_qk, folded.d_v}, to[] = {d_qk, d_qk, d_v};
+  int part = 0, column = 0;
+  for (FoldedAttention::Projection& p : folded.projections) {
+    std::vector<int> num_heads, narrow, wide;
+    for (int out = 0; out < p.linear.out; ++part) {
+      num_heads.push_back(heads);
+      narrow.push_back(from[part]);
+      wide.push_back(to[part]);
+      out += heads * from[part];
+    }
+    WidenOutputs(num_heads, narrow, wide, &p.linear);
+    p.column = column;
+    column += p.linear.out;
+  }
+  HostLinear& o = folded.output;
+  o.in = heads * d_v;
+  std::vector<float>& reads = o.rank > 0 ? o.a : o.weight;
+  reads = WidenBlocks(reads, folded.d_v, d_v);
+  folded.d_qk = d_qk;
+  folded.d_v = d_v;
   return folded;
 }
 

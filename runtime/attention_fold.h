@@ -52,6 +52,10 @@ struct FoldedAttention {
 FoldedAttention FoldAttention(const LinearWeights& q, const LinearWeights& k,
                               const LinearWeights& v, const LinearWeights& o, int heads);
 
+// Rounds d_qk and d_v up to multiples of `multiple`, with zero rows and columns: scores and outputs
+// stay what they are.
+FoldedAttention PadHeadDims(FoldedAttention folded, int heads, int multiple);
+
 }  // namespace flashsvd
 
 #endif  // FLASHSVD_RUNTIME_ATTENTION_FOLD_H_

@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "fmt/format.h"
+#include "kernels/float_convert.h"
 #include "kernels/status_macros.h"
-#include "runtime/float_convert.h"
 
 namespace flashsvd {
 namespace {

@@ -11,8 +11,10 @@
 namespace flashsvd {
 namespace {
 
-// Rows over `rows` x `cols` contiguous elements.
-Rows Contiguous(void* data, int64_t rows, int64_t cols) { return {data, rows, cols, cols}; }
+// Sizes of the recorded passes: the next larger one costs at most half as much again as the batch
+// itself would.
+constexpr int kRecordedTokens[] = {16,  32,  48,  64,  96,   128,  192,
+                                   256, 384, 512, 768, 1024, 1536, 2048};
 
 // `count` rows from row `first`.
 Rows RowSlice(const Rows& r, int64_t first, int64_t count, size_t element_bytes) {
@@ -60,17 +62,20 @@ int Encoder::ChunkTarget(int num_tokens) const {
 ActivationPlan Encoder::Plan(const BatchShape& shape) const {
   const size_t element = DTypeBytes(backend_.dtype());
   const int64_t heads = config_.heads;
-  const auto rows = [](int64_t n, int64_t cols) { return Contiguous(nullptr, n, cols); };
+  const auto rows = [this](int64_t n, int64_t cols) { return Matrix(nullptr, n, cols); };
+  const auto bytes = [&](const Rows& r) { return r.rows * r.stride * element; };
 
-  int64_t qkv_cols = 0, context_cols = 0;
+  size_t qkv_bytes = 0, context_bytes = 0;
   size_t attention_scratch = 0, ffn_scratch = 0;
   for (const Layer& layer : layers_) {
     const int64_t layer_qkv = heads * (2 * layer.d_qk + layer.d_v);
     const int64_t layer_context = heads * layer.d_v;
-    qkv_cols = std::max(qkv_cols, layer_qkv);
-    context_cols = std::max(context_cols, layer_context);
-
     const int64_t c = shape.chunk_tokens;
+    qkv_bytes = std::max(qkv_bytes, bytes(rows(c, layer_qkv)));
+    if (!ReplacesQuery(layer)) {
+      context_bytes = std::max(context_bytes, bytes(rows(c, layer_context)));
+    }
+
     for (const Layer::Projection& p : layer.projections) {
       attention_scratch = std::max(
           attention_scratch, backend_.ScratchBytes(ProjectArgs{.linear = p.linear.get(),
@@ -105,23 +110,72 @@ ActivationPlan Encoder::Plan(const BatchShape& shape) const {
 
   ActivationPlan plan;
   SpanAllocator resident(0);
-  plan.x = resident.Take(shape.tokens * config_.hidden * element);
+  plan.x = resident.Take(bytes(rows(shape.tokens, config_.hidden)));
   SpanAllocator attention(resident.end());
-  plan.qkv = attention.Take(shape.chunk_tokens * qkv_cols * element);
-  plan.context = attention.Take(shape.chunk_tokens * context_cols * element);
+  plan.qkv = attention.Take(qkv_bytes);
+  plan.context = attention.Take(context_bytes);
   plan.attention_scratch = attention.Take(attention_scratch);
   SpanAllocator ffn(resident.end());
-  if (!options_.streaming) plan.hidden = ffn.Take(shape.tokens * config_.ffn * element);
+  if (!options_.streaming) plan.hidden = ffn.Take(bytes(rows(shape.tokens, config_.ffn)));
   plan.ffn_scratch = ffn.Take(ffn_scratch);
   plan.total_bytes = std::max(plan.attention_scratch.end(), plan.ffn_scratch.end());
   return plan;
 }
 
+size_t Encoder::StagingBytes(const BatchShape& limit) const {
+  return BatchStaging::Bytes(backend_, limit, ChunkTarget(limit.tokens), config_.hidden);
+}
+
 absl::StatusOr<std::unique_ptr<ExecutionSlot>> Encoder::MakeSlot(const BatchShape& limit) const {
   FSVD_ASSIGN_OR_RETURN(Buffer memory, backend_.Allocate(Plan(limit).total_bytes));
-  auto slot = std::unique_ptr<ExecutionSlot>(new ExecutionSlot(Arena(std::move(memory)), limit));
-  slot->output_.reserve(static_cast<size_t>(limit.sequences) * config_.hidden);
+  FSVD_ASSIGN_OR_RETURN(
+      BatchStaging staging,
+      BatchStaging::Create(backend_, limit, ChunkTarget(limit.tokens), config_.hidden));
+  FSVD_ASSIGN_OR_RETURN(std::unique_ptr<Stream> stream, backend_.MakeStream());
+  auto slot = std::unique_ptr<ExecutionSlot>(
+      new ExecutionSlot(Arena(std::move(memory)), std::move(staging), std::move(stream), limit));
+  if (backend_.can_record() && options_.streaming) FSVD_RETURN_IF_ERROR(Record(*slot));
   return slot;
+}
+
+absl::Status Encoder::Record(ExecutionSlot& slot) const {
+  const BatchShape& limit = slot.limit_;
+  PackedBatch batch;  // of the least that a batch can be: a replay brings its own
+  batch.Append({{0}}, {{0}});
+  for (const int tokens : kRecordedTokens) {
+    if (tokens > std::min(limit.tokens, options_.chunk_tokens)) break;
+    ExecutionSlot::Recording recording;
+    recording.tokens = tokens;
+    recording.sequences = std::min(limit.sequences, tokens);
+    const ActivationPlan plan = Plan({.tokens = tokens,
+                                      .sequences = recording.sequences,
+                                      .max_seqlen = std::min(limit.max_seqlen, tokens),
+                                      .chunk_tokens = tokens,
+                                      .chunk_sequences = recording.sequences});
+    recording.activation_bytes = plan.total_bytes;
+    slot.staging_.Write(batch, tokens, recording.sequences);
+    FSVD_ASSIGN_OR_RETURN(recording.graph,
+                          backend_.Record(*slot.stream_, [&] { return Enqueue(plan, slot); }));
+    slot.recordings_.push_back(std::move(recording));
+  }
+  return absl::OkStatus();
+}
+
+const ExecutionSlot::Recording* ExecutionSlot::FindRecording(const PackedBatch& batch) const {
+  for (const Recording& recording : recordings_) {
+    if (batch.num_tokens() <= recording.tokens && batch.num_sequences() <= recording.sequences) {
+      return &recording;
+    }
+  }
+  return nullptr;
+}
+
+Rows Encoder::Matrix(void* data, int64_t rows, int64_t cols) const {
+  return {data, rows, cols, backend_.RowStride(cols)};
+}
+
+bool Encoder::ReplacesQuery(const Layer& layer) const {
+  return backend_.context_may_replace_query() && layer.d_qk == layer.d_v;
 }
 
 double Encoder::Flops(const PackedBatch& batch) const {
@@ -177,84 +231,99 @@ absl::StatusOr<size_t> Encoder::Forward(const PackedBatch& batch, ExecutionSlot&
              batch.num_tokens(), batch.num_sequences(), batch.max_seqlen, limit.tokens,
              limit.sequences, limit.max_seqlen);
 
-  const ActivationPlan plan = Plan(ShapeOf(batch, ChunkTarget(batch.num_tokens())));
-  const RaggedBatch ragged{.ids = batch.ids.data(),
-                           .type_ids = batch.type_ids.data(),
-                           .cu_seqlens = batch.cu_seqlens.data(),
-                           .host_cu_seqlens = batch.cu_seqlens.data(),
-                           .num_tokens = batch.num_tokens(),
-                           .num_sequences = batch.num_sequences(),
-                           .max_seqlen = batch.max_seqlen};
-  Arena& arena = slot.arena_;
-  arena.ResetHighWater();
-  const Rows x = Contiguous(arena.At(plan.x), ragged.num_tokens, config_.hidden);
-  slot.output_.resize(static_cast<size_t>(ragged.num_sequences) * config_.hidden);
+  BatchStaging& staging = slot.staging_;
+  Stream& stream = *slot.stream_;
+  const int chunk_target = ChunkTarget(batch.num_tokens());
+  size_t activation_bytes = 0;
+  slot.arena_.ResetHighWater();
+  if (const ExecutionSlot::Recording* recording = slot.FindRecording(batch)) {
+    staging.Write(batch, recording->tokens, recording->sequences);
+    FSVD_RETURN_IF_ERROR(staging.CopyIn(stream));
+    FSVD_RETURN_IF_ERROR(backend_.Replay(*recording->graph, stream));
+    activation_bytes = recording->activation_bytes;
+  } else {
+    staging.Write(batch, batch.num_tokens(), batch.num_sequences());
+    FSVD_RETURN_IF_ERROR(staging.CopyIn(stream));
+    FSVD_RETURN_IF_ERROR(Enqueue(Plan(ShapeOf(batch, chunk_target)), slot));
+    activation_bytes = slot.arena_.high_water();
+  }
+  FSVD_RETURN_IF_ERROR(staging.CopyOut(batch.num_sequences(), stream));
+  FSVD_RETURN_IF_ERROR(backend_.Synchronize(stream));
+  slot.output_ = {staging.host_output(),
+                  static_cast<size_t>(batch.num_sequences()) * config_.hidden};
+  return activation_bytes;
+}
 
-  FSVD_RETURN_IF_ERROR(backend_.Embed({.batch = ragged,
+absl::Status Encoder::Enqueue(const ActivationPlan& plan, ExecutionSlot& slot) const {
+  const RaggedBatch& batch = slot.staging_.batch();
+  const Rows x = Matrix(slot.arena_.At(plan.x), batch.num_tokens, config_.hidden);
+  FSVD_RETURN_IF_ERROR(backend_.Embed({.batch = batch,
                                        .word = word_.data(),
                                        .position = position_.data(),
                                        .type = type_.data(),
                                        .norm = embedding_norm_->params(),
-                                       .x = x}));
+                                       .x = x},
+                                      *slot.stream_));
   for (const Layer& layer : layers_) {
-    FSVD_RETURN_IF_ERROR(Attention(layer, ragged, x, plan, arena));
-    FSVD_RETURN_IF_ERROR(FeedForward(layer, x, plan, arena));
+    FSVD_RETURN_IF_ERROR(Attention(layer, x, plan, slot));
+    FSVD_RETURN_IF_ERROR(FeedForward(layer, x, plan, slot));
   }
-  FSVD_RETURN_IF_ERROR(backend_.Pool(
-      {.batch = ragged, .x = x, .pooling = config_.pooling, .out = slot.output_.data()}));
-  FSVD_RETURN_IF_ERROR(backend_.Synchronize());
-  return arena.high_water();
+  return backend_.Pool(
+      {.batch = batch, .x = x, .pooling = config_.pooling, .out = slot.staging_.device_output()},
+      *slot.stream_);
 }
 
 // Chunk by chunk: project, attend, project back into X. A chunk is whole sequences, so no chunk
 // reads a row of X that another has replaced.
-absl::Status Encoder::Attention(const Layer& layer, const RaggedBatch& batch, const Rows& x,
-                                const ActivationPlan& plan, Arena& arena) const {
+absl::Status Encoder::Attention(const Layer& layer, const Rows& x, const ActivationPlan& plan,
+                                ExecutionSlot& slot) const {
   const size_t element = DTypeBytes(backend_.dtype());
-  const std::span<const int32_t> cu_seqlens(batch.host_cu_seqlens, batch.num_sequences + 1);
+  const RaggedBatch& batch = slot.staging_.batch();
+  Arena& arena = slot.arena_;
+  Stream& stream = *slot.stream_;
   const Scratch scratch = ScratchAt(arena, plan.attention_scratch);
-  const int chunk_target = ChunkTarget(batch.num_tokens);
 
-  for (int begin = 0, end; begin < batch.num_sequences; begin = end) {
-    end = ChunkEnd(cu_seqlens, begin, chunk_target);
-    const int first = cu_seqlens[begin];
-    const int count = cu_seqlens[end] - first;
-    if (count == 0) continue;
-    const Rows x_chunk = RowSlice(x, first, count, element);
+  for (const BatchChunk& chunk : slot.staging_.chunks()) {
+    const Rows x_chunk = RowSlice(x, chunk.first_row, chunk.num_rows, element);
     const Rows qkv =
-        Contiguous(arena.At(plan.qkv), count, config_.heads * (2 * layer.d_qk + layer.d_v));
-    const Rows context = Contiguous(arena.At(plan.context), count, config_.heads * layer.d_v);
+        Matrix(arena.At(plan.qkv), chunk.num_rows, config_.heads * (2 * layer.d_qk + layer.d_v));
+    const int64_t context_cols = int64_t{config_.heads} * layer.d_v;
+    const Rows context = ReplacesQuery(layer)
+                             ? ColumnSlice(qkv, 0, context_cols, element)
+                             : Matrix(arena.At(plan.context), chunk.num_rows, context_cols);
 
     for (const Layer::Projection& p : layer.projections) {
       FSVD_RETURN_IF_ERROR(
           backend_.Project({.linear = p.linear.get(),
                             .x = x_chunk,
                             .y = ColumnSlice(qkv, p.column, p.linear->out(), element)},
-                           scratch));
+                           scratch, stream));
     }
     FSVD_RETURN_IF_ERROR(
         backend_.Attention({.qkv = qkv,
                             .context = context,
-                            .cu_seqlens = batch.cu_seqlens + begin,
-                            .host_cu_seqlens = batch.host_cu_seqlens + begin,
-                            .num_sequences = end - begin,
+                            .cu_seqlens = batch.cu_seqlens + chunk.first_sequence,
+                            .host_cu_seqlens = batch.host_cu_seqlens + chunk.first_sequence,
+                            .schedule = chunk.schedule,
+                            .num_sequences = chunk.num_sequences,
                             .max_seqlen = batch.max_seqlen,
                             .num_heads = config_.heads,
                             .d_qk = layer.d_qk,
                             .d_v = layer.d_v,
                             .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim()))},
-                           scratch));
+                           scratch, stream));
     FSVD_RETURN_IF_ERROR(backend_.ProjectAddNorm({.linear = layer.output.get(),
                                                   .y = context,
                                                   .x = x_chunk,
                                                   .norm = layer.attention_norm.params()},
-                                                 scratch));
+                                                 scratch, stream));
   }
   return absl::OkStatus();
 }
 
 absl::Status Encoder::FeedForward(const Layer& layer, const Rows& x, const ActivationPlan& plan,
-                                  Arena& arena) const {
+                                  ExecutionSlot& slot) const {
+  Arena& arena = slot.arena_;
   const Scratch scratch = ScratchAt(arena, plan.ffn_scratch);
   if (options_.streaming) {
     return backend_.FeedForward({.up = layer.up.get(),
@@ -262,13 +331,15 @@ absl::Status Encoder::FeedForward(const Layer& layer, const Rows& x, const Activ
                                  .activation = config_.activation,
                                  .x = x,
                                  .norm = layer.ffn_norm.params()},
-                                scratch);
+                                scratch, *slot.stream_);
   }
-  const Rows hidden = Contiguous(arena.At(plan.hidden), x.rows, config_.ffn);
+  const Rows hidden = Matrix(arena.At(plan.hidden), x.rows, config_.ffn);
   FSVD_RETURN_IF_ERROR(backend_.Project(
-      {.linear = layer.up.get(), .x = x, .y = hidden, .activation = config_.activation}, scratch));
+      {.linear = layer.up.get(), .x = x, .y = hidden, .activation = config_.activation}, scratch,
+      *slot.stream_));
   return backend_.ProjectAddNorm(
-      {.linear = layer.down.get(), .y = hidden, .x = x, .norm = layer.ffn_norm.params()}, scratch);
+      {.linear = layer.down.get(), .y = hidden, .x = x, .norm = layer.ffn_norm.params()}, scratch,
+      *slot.stream_);
 }
 
 }  // namespace flashsvd

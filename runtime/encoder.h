@@ -12,6 +12,7 @@
 #include "kernels/arena.h"
 #include "kernels/backend.h"
 #include "runtime/activation_plan.h"
+#include "runtime/batch_staging.h"
 #include "runtime/model_config.h"
 #include "runtime/packed_batch.h"
 #include "runtime/weights.h"
@@ -38,8 +39,9 @@ struct WeightBytes {
 class Encoder;
 struct OwnedLayerNorm;
 
-// Everything one batch in flight needs beside the weights, allocated once: the activation arena and
-// the pooled output. Used by one thread at a time.
+// Everything one batch in flight needs beside the weights, allocated once: the activation arena,
+// input and output, a stream and, where the backend records, graphs of small batches. Used by one
+// thread at a time. Neither encoder nor backend may go before it.
 class ExecutionSlot {
  public:
   // [S, d] float32 of the last Forward: pooled, not normalised (normalisation follows the cut to
@@ -49,11 +51,30 @@ class ExecutionSlot {
 
  private:
   friend class Encoder;
-  ExecutionSlot(Arena arena, BatchShape limit) : arena_(std::move(arena)), limit_(limit) {}
+
+  // A forward pass over up to so many tokens and sequences, recorded.
+  struct Recording {
+    int tokens = 0;
+    int sequences = 0;
+    size_t activation_bytes = 0;
+    std::unique_ptr<Graph> graph;
+  };
+
+  ExecutionSlot(Arena arena, BatchStaging staging, std::unique_ptr<Stream> stream, BatchShape limit)
+      : arena_(std::move(arena)),
+        staging_(std::move(staging)),
+        stream_(std::move(stream)),
+        limit_(limit) {}
+
+  // The smallest recording that the batch fits into, or null.
+  const Recording* FindRecording(const PackedBatch& batch) const;
 
   Arena arena_;
+  BatchStaging staging_;
+  std::unique_ptr<Stream> stream_;
   BatchShape limit_;
-  std::vector<float> output_;  // reserved at creation
+  std::vector<Recording> recordings_;  // by ascending tokens
+  std::span<const float> output_;
 };
 
 // A BERT-family encoder (post-LayerNorm, absolute positions): token ids in, one pooled vector a
@@ -74,7 +95,10 @@ class Encoder {
   // The largest shape under these limits, with this encoder's chunking.
   BatchShape Limit(int max_tokens, int max_sequences, int max_seqlen) const;
 
-  // Allocates a slot for batches within the limits.
+  // Bytes of input and output staging of a slot with these limits, host and device together.
+  size_t StagingBytes(const BatchShape& limit) const;
+
+  // Allocates a slot for batches within the limits, and records its graphs.
   absl::StatusOr<std::unique_ptr<ExecutionSlot>> MakeSlot(const BatchShape& limit) const;
 
   // Runs one batch; the pooled vectors are in slot.output(). Allocates nothing. Returns the bytes
@@ -99,10 +123,17 @@ class Encoder {
 
   absl::Status Validate(const PackedBatch& batch) const;
   int ChunkTarget(int num_tokens) const;
-  absl::Status Attention(const Layer& layer, const RaggedBatch& batch, const Rows& x,
-                         const ActivationPlan& plan, Arena& arena) const;
+  absl::Status Record(ExecutionSlot& slot) const;
+  // Enqueues the pass over what is staged.
+  absl::Status Enqueue(const ActivationPlan& plan, ExecutionSlot& slot) const;
+  absl::Status Attention(const Layer& layer, const Rows& x, const ActivationPlan& plan,
+                         ExecutionSlot& slot) const;
   absl::Status FeedForward(const Layer& layer, const Rows& x, const ActivationPlan& plan,
-                           Arena& arena) const;
+                           ExecutionSlot& slot) const;
+  // Rows of contiguous memory, `cols` wide, at the stride that the backend wants.
+  Rows Matrix(void* data, int64_t rows, int64_t cols) const;
+  // Whether the layer's attention writes its context over its queries.
+  bool ReplacesQuery(const Layer& layer) const;
 
   const ModelConfig config_;
   const Backend& backend_;

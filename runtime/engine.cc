@@ -116,9 +116,11 @@ void Engine::Impl::Drain() {
   }
 }
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Encoder& encoder,
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::span<const Encoder* const> replicas,
                                                        const EngineOptions& options,
                                                        const Clock& clock, Observer& observer) {
+  if (replicas.empty()) return absl::InvalidArgumentError("an engine without an encoder");
+  const Encoder& encoder = *replicas.front();
   const ModelConfig& config = encoder.config();
   EngineOptions resolved = options;
   BatcherOptions& batcher = resolved.batcher;
@@ -132,17 +134,23 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Encoder& encoder,
     return absl::InvalidArgumentError(fmt::format("max_seqlen: {} exceeds the model's {} positions",
                                                   batcher.max_seqlen, config.max_positions));
   }
-  if (options.num_slots < 1 || options.num_slots > kMaxSlots) {
+  const int max_slots = kMaxSlots / static_cast<int>(replicas.size());
+  if (options.num_slots < 1 || options.num_slots > max_slots) {
     return absl::InvalidArgumentError(
-        fmt::format("num_slots: {} is not within [1, {}]", options.num_slots, kMaxSlots));
+        fmt::format("num_slots: {} is not within [1, {}] on {} devices", options.num_slots,
+                    max_slots, replicas.size()));
   }
   const BatchShape limit =
       encoder.Limit(batcher.max_batch_tokens, batcher.max_batch_sequences, batcher.max_seqlen);
   std::vector<std::unique_ptr<BatchRunner>> runners;
-  for (int i = 0; i < options.num_slots; ++i) {
-    FSVD_ASSIGN_OR_RETURN(std::unique_ptr<BatchRunner> runner, MakeEncoderRunner(encoder, limit));
-    runners.push_back(std::move(runner));
+  for (const Encoder* replica : replicas) {
+    for (int i = 0; i < options.num_slots; ++i) {
+      FSVD_ASSIGN_OR_RETURN(std::unique_ptr<BatchRunner> runner,
+                            MakeEncoderRunner(*replica, limit));
+      runners.push_back(std::move(runner));
+    }
   }
+  resolved.num_slots = static_cast<int>(runners.size());
   const EngineModel model = {config.hidden, config.vocab, config.type_vocab};
   return Create(std::move(runners), model, resolved, clock, observer);
 }

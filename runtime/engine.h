@@ -2,6 +2,7 @@
 #define FLASHSVD_RUNTIME_ENGINE_H_
 
 #include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -18,7 +19,7 @@ namespace flashsvd {
 
 struct EngineOptions {
   BatcherOptions batcher;
-  // Batches in flight at once, each with its own arena and thread.
+  // Batches in flight at once on each device, each with its own arena and thread.
   int num_slots = 1;
 };
 
@@ -32,9 +33,11 @@ struct EngineModel {
 // One model at work: a queue and the slots that drain it. Thread-safe.
 class Engine {
  public:
-  // Allocates the slots and starts their threads. All references must outlive the engine. Without
-  // options.batcher.activation_bytes the encoder's own plan is used.
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(const Encoder& encoder,
+  // Allocates options.num_slots slots of each replica of the model (encoders that differ by their
+  // device alone) and starts their threads; all draw from the one queue. All pointers and
+  // references must outlive the engine. Without options.batcher.activation_bytes the encoder's own
+  // plan is used.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(std::span<const Encoder* const> replicas,
                                                         const EngineOptions& options,
                                                         const Clock& clock, Observer& observer);
   // The same with one given runner per slot; options.num_slots is their number.

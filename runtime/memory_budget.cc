@@ -19,16 +19,15 @@ BatchLimits WithTokens(BatchLimits limits, int tokens) {
 
 }  // namespace
 
-size_t SlotIoBytes(const BatchLimits& limits, int hidden) {
-  const size_t sequences = limits.max_batch_sequences;
-  const size_t ids_and_types = 2 * sizeof(int32_t) * limits.max_batch_tokens;
-  return ids_and_types + (sequences + 1) * sizeof(int32_t) + sequences * hidden * sizeof(float);
+size_t SlotIoBytes(const Encoder& encoder, const BatchLimits& limits, int max_seqlen) {
+  return encoder.StagingBytes(
+      encoder.Limit(limits.max_batch_tokens, limits.max_batch_sequences, max_seqlen));
 }
 
 size_t SlotBytes(const Encoder& encoder, const BatchLimits& limits, int max_seqlen) {
   const BatchShape shape =
       encoder.Limit(limits.max_batch_tokens, limits.max_batch_sequences, max_seqlen);
-  return encoder.Plan(shape).total_bytes + SlotIoBytes(limits, encoder.config().hidden);
+  return encoder.Plan(shape).total_bytes + encoder.StagingBytes(shape);
 }
 
 absl::StatusOr<BatchLimits> FitToBudget(const Encoder& encoder, const BatchLimits& wanted,

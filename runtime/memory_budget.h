@@ -16,8 +16,8 @@ struct BatchLimits {
   int num_slots = 0;
 };
 
-// Host bytes of one slot's inputs and outputs at these limits.
-size_t SlotIoBytes(const BatchLimits& limits, int hidden);
+// Bytes of one slot's inputs and outputs at these limits, of host and device together.
+size_t SlotIoBytes(const Encoder& encoder, const BatchLimits& limits, int max_seqlen);
 
 // Bytes of one slot: planned activations and I/O.
 size_t SlotBytes(const Encoder& encoder, const BatchLimits& limits, int max_seqlen);

@@ -103,15 +103,15 @@ absl::Status ResolveLimits(const Encoder& encoder, ModelOptions* options) {
   return absl::OkStatus();
 }
 
-MemoryInfo DescribeMemory(const Encoder& encoder, const ModelOptions& options) {
+MemoryInfo DescribeMemory(const Encoder& encoder, const ModelOptions& options, size_t replicas) {
   const BatcherOptions& batcher = options.engine.batcher;
   const BatchLimits limits{.max_batch_tokens = batcher.max_batch_tokens,
                            .max_batch_sequences = batcher.max_batch_sequences,
                            .num_slots = options.engine.num_slots};
-  const size_t slots = limits.num_slots;
+  const size_t slots = replicas * limits.num_slots;
   MemoryInfo memory;
-  memory.weights = encoder.weight_bytes().resident;
-  memory.weights_dense_equivalent = encoder.weight_bytes().dense_equivalent;
+  memory.weights = replicas * encoder.weight_bytes().resident;
+  memory.weights_dense_equivalent = replicas * encoder.weight_bytes().dense_equivalent;
   memory.activation_per_slot =
       encoder
           .Plan(encoder.Limit(limits.max_batch_tokens, limits.max_batch_sequences,
@@ -122,7 +122,7 @@ MemoryInfo DescribeMemory(const Encoder& encoder, const ModelOptions& options) {
       slots * DenseUnfusedActivationBytes(limits.max_batch_tokens, encoder.config().hidden,
                                           encoder.config().ffn,
                                           DTypeBytes(encoder.backend().dtype()));
-  memory.io = slots * SlotIoBytes(limits, encoder.config().hidden);
+  memory.io = slots * SlotIoBytes(encoder, limits, batcher.max_seqlen);
   memory.budget = options.memory_budget_bytes;
   return memory;
 }
@@ -130,6 +130,12 @@ MemoryInfo DescribeMemory(const Encoder& encoder, const ModelOptions& options) {
 }  // namespace
 
 Model::~Model() = default;
+
+int64_t Model::num_allocations() const {
+  int64_t allocations = 0;
+  for (const Replica& replica : replicas_) allocations += replica.backend->num_allocations();
+  return allocations;
+}
 
 absl::StatusOr<std::shared_ptr<Model>> Model::Load(const ModelOptions& options, const Clock& clock,
                                                    Observer& observer) {
@@ -146,14 +152,24 @@ absl::StatusOr<std::shared_ptr<Model>> Model::Load(const ModelOptions& options, 
   model->warnings_ = checkpoint->Warnings();
   model->modules_ = DescribeModules(*checkpoint, model->config_);
 
-  FSVD_ASSIGN_OR_RETURN(model->backend_, MakeBackend(options.backend));
-  FSVD_ASSIGN_OR_RETURN(model->encoder_, Encoder::Create(*checkpoint, model->config_,
-                                                         *model->backend_, options.encoder));
-  FSVD_RETURN_IF_ERROR(ResolveLimits(*model->encoder_, &model->options_));
-  model->memory_ = DescribeMemory(*model->encoder_, model->options_);
+  std::vector<int> devices = options.devices;
+  if (devices.empty()) devices.push_back(options.backend.device_index);
+  std::vector<const Encoder*> encoders;
+  for (const int device : devices) {
+    BackendOptions backend = options.backend;
+    backend.device_index = device;
+    Replica replica;
+    FSVD_ASSIGN_OR_RETURN(replica.backend, MakeBackend(backend));
+    FSVD_ASSIGN_OR_RETURN(replica.encoder, Encoder::Create(*checkpoint, model->config_,
+                                                           *replica.backend, options.encoder));
+    encoders.push_back(replica.encoder.get());
+    model->replicas_.push_back(std::move(replica));
+  }
+  FSVD_RETURN_IF_ERROR(ResolveLimits(model->encoder(), &model->options_));
+  model->memory_ = DescribeMemory(model->encoder(), model->options_, devices.size());
   FSVD_ASSIGN_OR_RETURN(model->engine_,
-                        Engine::Create(*model->encoder_, model->options_.engine, clock, observer));
-  model->load_allocations_ = model->backend_->num_allocations();
+                        Engine::Create(encoders, model->options_.engine, clock, observer));
+  model->load_allocations_ = model->num_allocations();
   model->load_time_ = clock.Now() - start;
   return model;
 }

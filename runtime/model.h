@@ -24,11 +24,14 @@ struct ModelOptions {
   std::string name;  // default: the directory's last component
   std::string dir;
   BackendOptions backend;
+  // Devices to compute on, each with a replica of the weights and engine.num_slots slots; they
+  // share one queue. Empty: backend.device_index alone. A device may come twice.
+  std::vector<int> devices;
   EncoderOptions encoder;
   EngineOptions engine;
-  // Weights + arenas + I/O buffers, in bytes; 0: no limit. From it follow max_batch_tokens and the
-  // slots; one that does not hold a single longest sequence is InvalidArgument, with the smallest
-  // that would do.
+  // Weights + arenas + I/O buffers of one device, in bytes; 0: no limit. From it follow
+  // max_batch_tokens and the slots; one that does not hold a single longest sequence is
+  // InvalidArgument, with the smallest that would do.
   size_t memory_budget_bytes = 0;
 };
 
@@ -41,7 +44,7 @@ struct ModuleInfo {
   int64_t dense_parameters = 0;
 };
 
-// Where the model's memory is, in bytes.
+// Where the model's memory is, in bytes, on all its devices together.
 struct MemoryInfo {
   size_t weights = 0;
   size_t weights_dense_equivalent = 0;
@@ -67,8 +70,10 @@ class Model {
   const ModelOptions& options() const { return options_; }
   const ModelConfig& config() const { return config_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
-  const Encoder& encoder() const { return *encoder_; }
-  const Backend& backend() const { return *backend_; }
+  // Those of the first replica; all are alike but for their device.
+  const Encoder& encoder() const { return *replicas_.front().encoder; }
+  const Backend& backend() const { return *replicas_.front().backend; }
+  int num_replicas() const { return static_cast<int>(replicas_.size()); }
   Engine& engine() { return *engine_; }
   const std::vector<ModuleInfo>& modules() const { return modules_; }
   const MemoryInfo& memory() const { return memory_; }
@@ -76,16 +81,21 @@ class Model {
   absl::Duration load_time() const { return load_time_; }
   // Device allocations made by Load, and since: the memory contract is that the latter is zero.
   int64_t load_allocations() const { return load_allocations_; }
-  int64_t serve_allocations() const { return backend_->num_allocations() - load_allocations_; }
+  int64_t serve_allocations() const { return num_allocations() - load_allocations_; }
 
  private:
+  struct Replica {
+    std::unique_ptr<Backend> backend;
+    std::unique_ptr<Encoder> encoder;
+  };
+
   Model() = default;
+  int64_t num_allocations() const;
 
   ModelOptions options_;
   ModelConfig config_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Encoder> encoder_;
+  std::vector<Replica> replicas_;
   std::unique_ptr<Engine> engine_;  // destroyed first: its slot threads use all of the above
   std::vector<ModuleInfo> modules_;
   MemoryInfo memory_;

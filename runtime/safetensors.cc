@@ -7,8 +7,8 @@
 #include <set>
 #include <utility>
 
+#include "kernels/float_convert.h"
 #include "kernels/status_macros.h"
-#include "runtime/float_convert.h"
 #include "runtime/mapped_file.h"
 #include "runtime/safetensors_header.h"
 #include "runtime/strict_json.h"

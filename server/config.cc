@@ -125,8 +125,19 @@ class YamlReader {
     if (name == "models") return ReadModels(value.IsNull() ? key : value);
     const ConfigKey* config_key = FindConfigKey(name);
     if (config_key == nullptr) return Error(key, fmt::format("{}: no such key", Quoted(name)));
-    if (!value.IsScalar()) return Error(key, fmt::format("{}: must be a single value", name));
-    const absl::Status status = config_key->set(value.Scalar(), config_);
+    std::string text;
+    if (value.IsScalar()) {
+      text = value.Scalar();
+    } else if (value.IsSequence() && config_key->is_list) {
+      for (const YAML::Node& item : value) {
+        if (!item.IsScalar()) return Error(key, fmt::format("{}: a list of values", name));
+        text += (text.empty() ? "" : ",") + item.Scalar();
+      }
+    } else {
+      return Error(key, fmt::format("{}: must be a {}", name,
+                                    config_key->is_list ? "list of values" : "single value"));
+    }
+    const absl::Status status = config_key->set(text, config_);
     if (status.ok()) return status;
     return Error(value, fmt::format("{}: {}", name, std::string(status.message())));
   }

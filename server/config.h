@@ -29,10 +29,11 @@ struct ServerConfig {
   std::string port_file;
 
   std::string device = "auto";
+  std::vector<int> devices = {0};
   std::string dtype = "auto";
   std::string cpu_isa = "auto";
-  int threads = 0;  // 0: one per core
-  int slots = 1;
+  int threads = 0;            // 0: one per core
+  int slots = 0;              // 0: 2 on CUDA devices, else 1
   int64_t memory_budget = 0;  // 0: none
 
   int max_batch_tokens = 16384;

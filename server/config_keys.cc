@@ -5,6 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
 #include "fmt/format.h"
 #include "fmt/ranges.h"
 #include "kernels/status_macros.h"
@@ -103,6 +105,32 @@ ConfigKey TextKey(std::string name, std::string ServerConfig::*member, std::stri
   return key;
 }
 
+// "0" or "0,1"; in YAML also [0, 1].
+ConfigKey IndexListKey(std::string name, std::vector<int> ServerConfig::*member, int most,
+                       std::string help) {
+  ConfigKey key{.name = std::move(name), .type = "N,N", .help = std::move(help), .is_list = true};
+  key.set = [=](const std::string& text, ServerConfig* config) -> absl::Status {
+    std::vector<int> values;
+    for (const absl::string_view item : absl::StrSplit(text, ',')) {
+      int value = 0;
+      if (!absl::SimpleAtoi(item, &value)) {
+        return absl::InvalidArgumentError(
+            fmt::format("{} is not a list of integers such as 0,1", Quoted(text)));
+      }
+      if (value < 0 || value > most) {
+        return absl::InvalidArgumentError(fmt::format("{} is not within 0 to {}", value, most));
+      }
+      values.push_back(value);
+    }
+    config->*member = std::move(values);
+    return absl::OkStatus();
+  };
+  key.show = [=](const ServerConfig& config) {
+    return fmt::format("{}", fmt::join(config.*member, ","));
+  };
+  return key;
+}
+
 using C = ServerConfig;
 
 std::vector<ConfigKey> NetworkKeys() {
@@ -128,20 +156,29 @@ std::vector<ConfigKey> NetworkKeys() {
 
 std::vector<ConfigKey> DeviceKeys() {
   return {
-      ChoiceKey("device", &C::device, {"auto", "cpu", "reference"},
-                "where to compute; auto: the fastest there is"),
-      ChoiceKey("dtype", &C::dtype, {"auto", "f32", "bf16"},
-                "precision of weights and activations; auto: bf16 on a CPU that multiplies it "
-                "natively (AVX-512 BF16, AMX), else f32"),
+      ChoiceKey("device", &C::device, {"auto", "cpu", "cuda", "reference"},
+                "where to compute; auto: a CUDA device of compute capability 8.0 or newer when "
+                "there is one, else the CPU"),
+      IndexListKey("devices", &C::devices, 255,
+                   "CUDA devices to compute on, each with its own copy of the weights and its own "
+                   "slots, fed from one queue"),
+      ChoiceKey("dtype", &C::dtype, {"auto", "f32", "f16", "bf16"},
+                "precision of weights and activations: f32 and bf16 on a CPU, f16 and bf16 on CUDA "
+                "devices; auto: bf16 on CUDA devices and on a CPU that multiplies it natively "
+                "(AVX-512 BF16, AMX), else f32"),
       TextKey("cpu_isa", &C::cpu_isa, "NAME",
               "CPU instruction set: portable, avx2, avx512 or avx512_bf16; auto: environment "
               "FLASHSVD_CPU_ISA, else the fastest"),
       IntKey("threads", &C::threads, 0, 1024,
              "CPU threads that share one batch; 0: one per available core"),
-      IntKey("slots", &C::slots, 1, 256, "batches computed at once, each with its own arena"),
+      IntKey(
+          "slots", &C::slots, 0, 256,
+          "batches computed at once on each device, each with its own arena; 0: 2 on CUDA devices, "
+          "so that one batch is copied while another computes, else 1"),
       BytesKey("memory_budget", &C::memory_budget, 0, kMany,
                "most that weights, activations and I/O of all models may take; batch limits and "
-               "slots shrink to fit. Models are loaded in order, each gets what is left. 0: no "
+               "slots shrink to fit. On several devices, of each. Models are loaded in order, each "
+               "gets what is left. 0: no "
                "limit"),
   };
 }

@@ -11,13 +11,14 @@
 
 namespace flashsvd {
 
-// One scalar setting: how it is called, what it means, how it is read and shown. File and flags go
+// One setting: how it is called, what it means, how it is read and shown. File and flags go
 // through the same table, so they cannot differ.
 struct ConfigKey {
   std::string name = {};  // of the YAML key; the flag has dashes
   std::string type = {};  // of the value, in --help
   std::string help = {};
   std::string group = {};  // heading in --help
+  bool is_list = false;    // values separated by commas, in YAML also a sequence
   // Parses and validates; errors are without the name: "0 is not within 1 to 256".
   std::function<absl::Status(const std::string& value, ServerConfig* config)> set = {};
   std::function<std::string(const ServerConfig& config)> show = {};

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/status_macros.h"
 #include "server/state_collector.h"
@@ -24,7 +25,7 @@ absl::StatusOr<size_t> BudgetLeft(const ServerConfig& config, const ModelRegistr
   size_t used = 0;
   for (const ServedModel& served : registry.All()) {
     const MemoryInfo& memory = served.model->memory();
-    used += memory.weights + memory.arenas + memory.io;
+    used += (memory.weights + memory.arenas + memory.io) / served.model->num_replicas();
   }
   if (used >= budget) {
     return absl::InvalidArgumentError(
@@ -41,7 +42,8 @@ ModelOptions MakeOptions(const ServerConfig& config, const ModelSpec& spec,
   options.dir = spec.dir;
   options.backend = backend;
   options.memory_budget_bytes = budget;
-  options.engine.num_slots = config.slots;
+  if (backend.device == "cuda") options.devices = config.devices;
+  options.engine.num_slots = config.slots > 0 ? config.slots : backend.device == "cuda" ? 2 : 1;
   BatcherOptions& batcher = options.engine.batcher;
   batcher.max_batch_tokens = config.max_batch_tokens;
   batcher.max_batch_sequences = config.max_batch_sequences;
@@ -89,23 +91,38 @@ void LogModel(Model& model) {
 
 }  // namespace
 
+namespace {
+
+// "cuda" or what config.device says; f32 is the CPU's alone.
+std::string ResolveDevice(const ServerConfig& config) {
+  if (config.device != "auto") return config.device;
+  return config.dtype != "f32" && HasCuda() ? "cuda" : "cpu";
+}
+
+}  // namespace
+
 absl::StatusOr<BackendOptions> ResolveBackend(const ServerConfig& config) {
   BackendOptions options;
-  options.device = config.device;
+  options.device = ResolveDevice(config);
   options.num_threads = config.threads;
   if (config.cpu_isa != "auto") options.cpu_isa = config.cpu_isa;
-  if (config.dtype == "f32" || config.device == "reference") {
-    options.dtype = config.dtype == "bf16" ? DType::kBF16 : DType::kF32;
-    return options;
+  if (config.dtype != "auto") {
+    options.dtype = config.dtype == "f16"    ? DType::kF16
+                    : config.dtype == "bf16" ? DType::kBF16
+                                             : DType::kF32;
+  } else if (options.device == "cuda") {
+    options.dtype = DType::kBF16;
+  } else if (options.device == "cpu") {
+    FSVD_ASSIGN_OR_RETURN(const std::string isa, SelectIsa(options.cpu_isa));
+    const bool is_native = isa == "avx512_bf16" || isa == "amx_bf16";
+    options.dtype = is_native ? DType::kBF16 : DType::kF32;
   }
-  FSVD_ASSIGN_OR_RETURN(const std::string isa, SelectIsa(options.cpu_isa));
-  const bool is_native = isa == "avx512_bf16" || isa == "amx_bf16";
-  options.dtype = config.dtype == "bf16" || is_native ? DType::kBF16 : DType::kF32;
   return options;
 }
 
 std::string DeviceLabel(const ServerConfig& config) {
-  return config.device == "auto" ? "cpu" : config.device;
+  const std::string device = ResolveDevice(config);
+  return device == "cuda" ? fmt::format("cuda:{}", fmt::join(config.devices, ",")) : device;
 }
 
 absl::Status LoadModels(const ServerConfig& config, const Clock& clock, Metrics& metrics,

@@ -13,7 +13,7 @@ namespace flashsvd {
 // `dtype: auto` and `device: auto` resolved for this machine.
 absl::StatusOr<BackendOptions> ResolveBackend(const ServerConfig& config);
 
-// The value of the metrics' label `device`.
+// The value of the metrics' label `device`: "cpu", "cuda:0", "cuda:0,1".
 std::string DeviceLabel(const ServerConfig& config);
 
 // Loads the models in order, each within what the earlier ones left of memory_budget, and adds them

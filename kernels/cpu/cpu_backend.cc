@@ -147,7 +147,7 @@ size_t CpuBackend::ScratchBytes(const ProjectArgs& args) const {
   return RowScratchBytes(args.x.rows, kernels_.project_workspace(task));
 }
 
-absl::Status CpuBackend::Project(const ProjectArgs& args, Scratch scratch) const {
+absl::Status CpuBackend::Project(const ProjectArgs& args, Scratch scratch, Stream&) const {
   CheckArgs(args);
   CheckScratch(scratch, ScratchBytes(args), "Project");
   ProjectTask task = {};
@@ -174,7 +174,8 @@ size_t CpuBackend::ScratchBytes(const ProjectAddNormArgs& args) const {
   return RowScratchBytes(args.x.rows, kernels_.project_add_norm_workspace(task));
 }
 
-absl::Status CpuBackend::ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch) const {
+absl::Status CpuBackend::ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch,
+                                        Stream&) const {
   CheckArgs(args);
   CheckScratch(scratch, ScratchBytes(args), "ProjectAddNorm");
   ProjectAddNormTask task = {};
@@ -202,7 +203,7 @@ size_t CpuBackend::ScratchBytes(const FeedForwardArgs& args) const {
   return RowScratchBytes(args.x.rows, kernels_.feed_forward_workspace(task));
 }
 
-absl::Status CpuBackend::FeedForward(const FeedForwardArgs& args, Scratch scratch) const {
+absl::Status CpuBackend::FeedForward(const FeedForwardArgs& args, Scratch scratch, Stream&) const {
   CheckArgs(args);
   CheckScratch(scratch, ScratchBytes(args), "FeedForward");
   FeedForwardTask task = {};
@@ -229,7 +230,7 @@ size_t CpuBackend::ScratchBytes(const AttentionArgs& args) const {
          ArenaAlign(kernels_.attention_workspace(LongestAttention(args)));
 }
 
-absl::Status CpuBackend::Attention(const AttentionArgs& args, Scratch scratch) const {
+absl::Status CpuBackend::Attention(const AttentionArgs& args, Scratch scratch, Stream&) const {
   CheckArgs(args);
   CheckScratch(scratch, ScratchBytes(args), "Attention");
   const size_t stride = ArenaAlign(kernels_.attention_workspace(LongestAttention(args)));
@@ -261,7 +262,7 @@ absl::Status CpuBackend::Attention(const AttentionArgs& args, Scratch scratch) c
   return absl::OkStatus();
 }
 
-absl::Status CpuBackend::Embed(const EmbedArgs& args) const {
+absl::Status CpuBackend::Embed(const EmbedArgs& args, Stream&) const {
   CheckArgs(args);
   const RaggedBatch& batch = args.batch;
   ForRowBlocks(args.x.rows, 0, Scratch{}, [&](int64_t first, int rows, void*) {
@@ -290,7 +291,7 @@ absl::Status CpuBackend::Embed(const EmbedArgs& args) const {
   return absl::OkStatus();
 }
 
-absl::Status CpuBackend::Pool(const PoolArgs& args) const {
+absl::Status CpuBackend::Pool(const PoolArgs& args, Stream&) const {
   CheckArgs(args);
   const int32_t* cu = args.batch.host_cu_seqlens;
   pool_->Run(args.batch.num_sequences, [&](int sequence, int) {

@@ -36,14 +36,15 @@ class CpuBackend : public Backend {
   size_t ScratchBytes(const ProjectAddNormArgs& args) const override;
   size_t ScratchBytes(const FeedForwardArgs& args) const override;
 
-  absl::Status Embed(const EmbedArgs& args) const override;
-  absl::Status Project(const ProjectArgs& args, Scratch scratch) const override;
-  absl::Status Attention(const AttentionArgs& args, Scratch scratch) const override;
-  absl::Status ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch) const override;
-  absl::Status FeedForward(const FeedForwardArgs& args, Scratch scratch) const override;
-  absl::Status Pool(const PoolArgs& args) const override;
+  absl::Status Embed(const EmbedArgs& args, Stream&) const override;
+  absl::Status Project(const ProjectArgs& args, Scratch scratch, Stream&) const override;
+  absl::Status Attention(const AttentionArgs& args, Scratch scratch, Stream&) const override;
+  absl::Status ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch,
+                              Stream&) const override;
+  absl::Status FeedForward(const FeedForwardArgs& args, Scratch scratch, Stream&) const override;
+  absl::Status Pool(const PoolArgs& args, Stream&) const override;
 
-  absl::Status Synchronize() const override { return absl::OkStatus(); }
+  absl::Status Synchronize(Stream&) const override { return absl::OkStatus(); }
 
  private:
   CpuBackend(DType dtype, int num_threads, const std::string& isa);

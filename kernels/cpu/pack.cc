@@ -5,7 +5,7 @@
 #include <memory>
 #include <utility>
 
-#include "kernels/bfloat16.h"
+#include "kernels/float_convert.h"
 #include "kernels/check_args.h"
 #include "kernels/host_buffer.h"
 #include "kernels/status_macros.h"
@@ -37,9 +37,9 @@ PackedMatrix PackMatrix(const float* matrix, int in, int out, DType dtype, void*
       float* to = static_cast<float*>(panels) + panel + column;
       for (int64_t i = 0; i < in; ++i) to[i * kPanel] = row[i];
     } else {
-      BFloat16Bits* to = static_cast<BFloat16Bits*>(panels) + panel + 2 * column;
+      uint16_t* to = static_cast<uint16_t*>(panels) + panel + 2 * column;
       for (int64_t i = 0; i < in; ++i) {
-        to[i / 2 * (2 * kPanel) + i % 2] = ToBFloat16(row[i]);
+        to[i / 2 * (2 * kPanel) + i % 2] = Bf16FromFloat(row[i]);
       }
     }
   }

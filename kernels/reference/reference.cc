@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/bfloat16.h"
+#include "kernels/float_convert.h"
 #include "kernels/check_args.h"
 #include "kernels/host_buffer.h"
 #include "kernels/status_macros.h"
@@ -25,9 +25,7 @@ class ReferenceLinear : public Linear {
 
 std::vector<float> RoundedCopy(const float* values, size_t count, DType dtype) {
   std::vector<float> copy(values, values + count);
-  if (dtype == DType::kBF16) {
-    for (float& v : copy) v = RoundToBFloat16(v);
-  }
+  for (float& v : copy) v = RoundTo(dtype, v);
   return copy;
 }
 
@@ -60,9 +58,6 @@ double ActivationOf(Activation activation, double x) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ReferenceBackend>> ReferenceBackend::Create(DType dtype) {
-  if (dtype == DType::kF16) {
-    return absl::InvalidArgumentError("the reference backend computes in f32 and bf16, not f16");
-  }
   return std::unique_ptr<ReferenceBackend>(new ReferenceBackend(dtype));
 }
 
@@ -96,12 +91,12 @@ absl::StatusOr<Buffer> ReferenceBackend::Allocate(size_t bytes) const {
 }
 
 double ReferenceBackend::Round(double value) const {
-  return dtype_ == DType::kF32 ? value : RoundToBFloat16(static_cast<float>(value));
+  return dtype_ == DType::kF32 ? value : RoundTo(dtype_, static_cast<float>(value));
 }
 
 double ReferenceBackend::Element(const void* data, int64_t index) const {
   if (dtype_ == DType::kF32) return static_cast<const float*>(data)[index];
-  return FromBFloat16(static_cast<const BFloat16Bits*>(data)[index]);
+  return WidenFloat(dtype_, static_cast<const uint16_t*>(data)[index]);
 }
 
 ReferenceBackend::Row ReferenceBackend::Load(const Rows& rows, int64_t row) const {
@@ -117,7 +112,7 @@ void ReferenceBackend::Store(const Row& values, const Rows& rows, int64_t row) c
     if (dtype_ == DType::kF32) {
       static_cast<float*>(rows.data)[index] = value;
     } else {
-      static_cast<BFloat16Bits*>(rows.data)[index] = ToBFloat16(value);
+      static_cast<uint16_t*>(rows.data)[index] = NarrowFloat(dtype_, value);
     }
   }
 }
@@ -160,7 +155,7 @@ ReferenceBackend::Row ReferenceBackend::AddNorm(const Row& x, const Row& y,
   return Norm(sum, norm);
 }
 
-absl::Status ReferenceBackend::Embed(const EmbedArgs& args) const {
+absl::Status ReferenceBackend::Embed(const EmbedArgs& args, Stream&) const {
   CheckArgs(args);
   const int64_t d = args.x.cols;
   for (int s = 0; s < args.batch.num_sequences; ++s) {
@@ -178,7 +173,7 @@ absl::Status ReferenceBackend::Embed(const EmbedArgs& args) const {
   return absl::OkStatus();
 }
 
-absl::Status ReferenceBackend::Project(const ProjectArgs& args, Scratch) const {
+absl::Status ReferenceBackend::Project(const ProjectArgs& args, Scratch, Stream&) const {
   CheckArgs(args);
   for (int64_t t = 0; t < args.x.rows; ++t) {
     Store(Activate(args.activation, Apply(*args.linear, Load(args.x, t))), args.y, t);
@@ -220,7 +215,7 @@ void ReferenceBackend::AttendRow(const AttentionArgs& args, int head, int64_t to
   Store(o, slice, token);
 }
 
-absl::Status ReferenceBackend::Attention(const AttentionArgs& args, Scratch) const {
+absl::Status ReferenceBackend::Attention(const AttentionArgs& args, Scratch, Stream&) const {
   CheckArgs(args);
   for (int s = 0; s < args.num_sequences; ++s) {
     // Offsets count from the first token of the batch, rows from the first of this chunk.
@@ -233,7 +228,8 @@ absl::Status ReferenceBackend::Attention(const AttentionArgs& args, Scratch) con
   return absl::OkStatus();
 }
 
-absl::Status ReferenceBackend::ProjectAddNorm(const ProjectAddNormArgs& args, Scratch) const {
+absl::Status ReferenceBackend::ProjectAddNorm(const ProjectAddNormArgs& args, Scratch,
+                                              Stream&) const {
   CheckArgs(args);
   for (int64_t t = 0; t < args.x.rows; ++t) {
     const Row y = Apply(*args.linear, Load(args.y, t));
@@ -242,7 +238,7 @@ absl::Status ReferenceBackend::ProjectAddNorm(const ProjectAddNormArgs& args, Sc
   return absl::OkStatus();
 }
 
-absl::Status ReferenceBackend::FeedForward(const FeedForwardArgs& args, Scratch) const {
+absl::Status ReferenceBackend::FeedForward(const FeedForwardArgs& args, Scratch, Stream&) const {
   CheckArgs(args);
   for (int64_t t = 0; t < args.x.rows; ++t) {
     const Row x = Load(args.x, t);
@@ -252,7 +248,7 @@ absl::Status ReferenceBackend::FeedForward(const FeedForwardArgs& args, Scratch)
   return absl::OkStatus();
 }
 
-absl::Status ReferenceBackend::Pool(const PoolArgs& args) const {
+absl::Status ReferenceBackend::Pool(const PoolArgs& args, Stream&) const {
   CheckArgs(args);
   const int64_t d = args.x.cols;
   for (int s = 0; s < args.batch.num_sequences; ++s) {

@@ -11,14 +11,13 @@ namespace flashsvd {
 
 // Every operation as its formula reads: one row at a time, double accumulation, nothing fused.
 //   f32   the oracle: every intermediate is double, only the result is rounded to float.
-//   bf16  the error yardstick: what a library that runs one operation at a time in bf16 gives.
-//         Weights and each array it would write are rounded to bf16: the rank middle, projection
+//   bf16, f16  the error yardstick: what a library that runs one operation at a time gives. Weights
+//         and each array it would write are rounded to the dtype: the rank middle, projection
 //         outputs, activations, residual sums, attention scores and probabilities, LayerNorm
-//         outputs. A fused kernel in bf16 may err at most twice as much against the oracle.
+//         outputs. A fused kernel in that dtype may err at most twice as much against the oracle.
 // Single-threaded. Unlike other backends its operations allocate; it needs no scratch.
 class ReferenceBackend : public Backend {
  public:
-  // InvalidArgument unless dtype is f32 or bf16.
   static absl::StatusOr<std::unique_ptr<ReferenceBackend>> Create(DType dtype);
 
   std::string_view name() const override { return "reference"; }
@@ -34,14 +33,15 @@ class ReferenceBackend : public Backend {
   size_t ScratchBytes(const ProjectAddNormArgs&) const override { return 0; }
   size_t ScratchBytes(const FeedForwardArgs&) const override { return 0; }
 
-  absl::Status Embed(const EmbedArgs& args) const override;
-  absl::Status Project(const ProjectArgs& args, Scratch scratch) const override;
-  absl::Status Attention(const AttentionArgs& args, Scratch scratch) const override;
-  absl::Status ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch) const override;
-  absl::Status FeedForward(const FeedForwardArgs& args, Scratch scratch) const override;
-  absl::Status Pool(const PoolArgs& args) const override;
+  absl::Status Embed(const EmbedArgs& args, Stream&) const override;
+  absl::Status Project(const ProjectArgs& args, Scratch scratch, Stream&) const override;
+  absl::Status Attention(const AttentionArgs& args, Scratch scratch, Stream&) const override;
+  absl::Status ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch,
+                              Stream&) const override;
+  absl::Status FeedForward(const FeedForwardArgs& args, Scratch scratch, Stream&) const override;
+  absl::Status Pool(const PoolArgs& args, Stream&) const override;
 
-  absl::Status Synchronize() const override { return absl::OkStatus(); }
+  absl::Status Synchronize(Stream&) const override { return absl::OkStatus(); }
 
  private:
   using Row = std::vector<double>;

@@ -19,6 +19,8 @@ Scratch ScratchIn(const Buffer& buffer) { return {buffer.data(), buffer.bytes()}
 
 // Runs every operation once over buffers made beforehand; returns the allocations in between.
 int64_t AllocationsOfEveryOperation(const Backend& backend) {
+  Session session(backend);
+  Stream& stream = session.stream();
   const int d = 48, hidden = 100;
   const TestBatch batch({5, 90, 0, 17});
   const int tokens = batch.cu.back();
@@ -26,23 +28,23 @@ int64_t AllocationsOfEveryOperation(const Backend& backend) {
   const auto up = PackOrDie(backend, up_weights), down = PackOrDie(backend, down_weights);
   const RandomNorm norm(d);
   const auto rows = [&](int64_t cols) {
-    GuardedRows made(backend.dtype(), tokens, cols, cols, RandomNormal(tokens * cols, 3));
-    return made;
+    return GuardedRows(session, backend.dtype(), tokens, cols, cols,
+                       RandomNormal(tokens * cols, 3));
   };
   GuardedRows x = rows(d), wide = rows(hidden), qkv = rows(3 * d), context = rows(d);
   std::vector<float> pooled(4 * d);
   const Buffer table = backend.Allocate(100 * d * 4).value();
-  const EmbedArgs embed = {.batch = batch.view(),
+  const EmbedArgs embed = {.batch = batch.view(session),
                            .word = table.data(),
                            .position = table.data(),
                            .type = table.data(),
-                           .norm = norm.params(),
+                           .norm = norm.params(session),
                            .x = x.view()};
   const ProjectArgs project = {.linear = up.get(), .x = x.view(), .y = wide.view()};
   const ProjectAddNormArgs add_norm = {
-      .linear = down.get(), .y = wide.view(), .x = x.view(), .norm = norm.params()};
+      .linear = down.get(), .y = wide.view(), .x = x.view(), .norm = norm.params(session)};
   const FeedForwardArgs ffn = {
-      .up = up.get(), .down = down.get(), .x = x.view(), .norm = norm.params()};
+      .up = up.get(), .down = down.get(), .x = x.view(), .norm = norm.params(session)};
   const AttentionArgs attention = {.qkv = qkv.view(),
                                    .context = context.view(),
                                    .cu_seqlens = batch.cu.data(),
@@ -53,17 +55,18 @@ int64_t AllocationsOfEveryOperation(const Backend& backend) {
                                    .d_qk = 16,
                                    .d_v = 16,
                                    .scale = 0.25f};
-  const PoolArgs pool = {.batch = batch.view(), .x = x.view(), .out = pooled.data()};
+  const PoolArgs pool = {.batch = batch.view(session), .x = x.view(), .out = pooled.data()};
   const size_t bytes = std::max({backend.ScratchBytes(project), backend.ScratchBytes(add_norm),
                                  backend.ScratchBytes(ffn), backend.ScratchBytes(attention)});
   const Buffer scratch = backend.Allocate(bytes).value();
 
   const int64_t before = NumAllocations();
-  const bool ok = backend.Embed(embed).ok() && backend.Project(project, ScratchIn(scratch)).ok() &&
-                  backend.Attention(attention, ScratchIn(scratch)).ok() &&
-                  backend.ProjectAddNorm(add_norm, ScratchIn(scratch)).ok() &&
-                  backend.FeedForward(ffn, ScratchIn(scratch)).ok() && backend.Pool(pool).ok() &&
-                  backend.Synchronize().ok();
+  const bool ok = backend.Embed(embed, stream).ok() &&
+                  backend.Project(project, ScratchIn(scratch), stream).ok() &&
+                  backend.Attention(attention, ScratchIn(scratch), stream).ok() &&
+                  backend.ProjectAddNorm(add_norm, ScratchIn(scratch), stream).ok() &&
+                  backend.FeedForward(ffn, ScratchIn(scratch), stream).ok() &&
+                  backend.Pool(pool, stream).ok() && backend.Synchronize(stream).ok();
   const int64_t allocations = NumAllocations() - before;
   EXPECT_TRUE(ok);
   return allocations;

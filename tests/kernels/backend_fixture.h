@@ -20,7 +20,7 @@ namespace flashsvd::testing {
 
 struct BackendParam {
   std::string device;
-  std::string isa;
+  std::string isa;  // of a CPU; of a CUDA device, the family of kernels
   DType dtype;
 };
 
@@ -33,8 +33,9 @@ inline void PrintTo(const BackendParam& param, std::ostream* out) { *out << Name
 
 inline std::unique_ptr<Backend> Make(const std::string& device, DType dtype,
                                      const std::string& isa = "", int threads = 2) {
-  auto backend =
-      MakeBackend({.device = device, .dtype = dtype, .num_threads = threads, .cpu_isa = isa});
+  BackendOptions options = {.device = device, .dtype = dtype, .num_threads = threads};
+  (device == "cuda" ? options.cuda_path : options.cpu_isa) = isa;
+  auto backend = MakeBackend(options);
   EXPECT_TRUE(backend.ok()) << backend.status();
   return std::move(backend).value();
 }
@@ -44,17 +45,24 @@ class BackendTest : public ::testing::TestWithParam<BackendParam> {
  protected:
   void SetUp() override {
     const BackendParam& param = GetParam();
+    if (param.device == "cuda") {
+      if (!HasCuda()) GTEST_SKIP() << "no CUDA device, or a build without CUDA";
+      const auto made =
+          MakeBackend({.device = param.device, .dtype = param.dtype, .cuda_path = param.isa});
+      if (!made.ok()) GTEST_SKIP() << made.status();
+    }
     const std::vector<std::string> available = AvailableIsas();
-    if (!param.isa.empty() &&
+    if (param.device == "cpu" &&
         std::find(available.begin(), available.end(), param.isa) == available.end()) {
       GTEST_SKIP() << "this CPU lacks " << param.isa;
     }
     backend_ = Make(param.device, param.dtype, param.isa);
     oracle_ = Make("reference", DType::kF32);
-    naive_ = Make("reference", DType::kBF16);
+    naive_ = Make("reference", f32() ? DType::kBF16 : param.dtype);
   }
 
   bool f32() const { return GetParam().dtype == DType::kF32; }
+  bool cuda() const { return GetParam().device == "cuda"; }
   std::vector<float> Activations(size_t count, uint32_t seed = 1) const {
     return RandomActivations(GetParam().dtype, count, seed);
   }
@@ -65,7 +73,18 @@ class BackendTest : public ::testing::TestWithParam<BackendParam> {
     const std::vector<float> actual = run(*backend_);
     const std::vector<float> oracle = run(*oracle_);
     if (f32()) return NearOracleF32(actual, oracle, terms, activation);
-    return WithinTwiceNaive(actual, run(*naive_), oracle);
+    return WithinTwiceNaive(actual, run(*naive_), oracle, RoundoffOf(GetParam().dtype));
+  }
+
+  // The same numbers, computed as part of different batches: to the bit, where the backend promises
+  // so; on a GPU each may err as much as its last rounding.
+  ::testing::AssertionResult Same(const std::vector<float>& a, const std::vector<float>& b) const {
+    if (!cuda()) return BitEqual(a, b);
+    if (a.size() != b.size()) return ::testing::AssertionFailure() << "sizes differ";
+    const double bound = 4 * RoundoffOf(GetParam().dtype) * Magnitude(b).max_abs;
+    const TensorError error = ErrorOf(a, b);
+    if (error.max_abs <= bound) return ::testing::AssertionSuccess();
+    return ::testing::AssertionFailure() << "max error " << error.max_abs << " above " << bound;
   }
 
   std::unique_ptr<Backend> backend_;
@@ -73,13 +92,18 @@ class BackendTest : public ::testing::TestWithParam<BackendParam> {
   std::unique_ptr<Backend> naive_;
 };
 
-// Also instruction sets that this CPU lacks: those tests skip and say so.
+// Also instruction sets and devices that this machine lacks: those tests skip and say so.
 inline std::vector<BackendParam> AllBackends() {
   std::vector<BackendParam> params = {{"reference", "", DType::kF32},
-                                      {"reference", "", DType::kBF16}};
+                                      {"reference", "", DType::kBF16},
+                                      {"reference", "", DType::kF16}};
   for (const std::string& isa : CompiledIsas()) {
     params.push_back({"cpu", isa, DType::kF32});
     params.push_back({"cpu", isa, DType::kBF16});
+  }
+  for (const char* path : {"sm80", "sm90"}) {
+    params.push_back({"cuda", path, DType::kBF16});
+    params.push_back({"cuda", path, DType::kF16});
   }
   return params;
 }

@@ -99,12 +99,12 @@ TEST_P(BackendTest, AttentionMatchesOracle) {
 TEST_P(BackendTest, AttentionSurvivesLargeScores) {
   for (float slope : {1.0f, -1.0f}) {
     SCOPED_TRACE(slope);
-    const AttentionCase c = {{600}, 1, 4, 4, slope};
+    const AttentionCase c = {{600}, 1, 4, 4, 1.0f};
     auto qkv = Activations(size_t(c.tokens()) * c.columns());
     for (int t = 0; t < c.tokens(); ++t) {
       float* row = qkv.data() + t * c.columns();
-      std::fill(row, row + 4, 4.0f);                                 // q
-      std::fill(row + 4, row + 8, static_cast<float>(t / 100) * 8);  // k
+      std::fill(row, row + 4, 4.0f);                                         // q
+      std::fill(row + 4, row + 8, slope * static_cast<float>(t / 100) * 8);  // k
     }
     const auto run = [&](const Backend& b) { return RunOp(b, c, qkv); };
     EXPECT_TRUE(Matches(run, 600));
@@ -115,13 +115,13 @@ TEST_P(BackendTest, AttentionSurvivesLargeScores) {
 // when all true scores are far below, nor count, when all are equal.
 TEST_P(BackendTest, AttentionIgnoresThePlacesAfterTheLastKey) {
   for (int length : {3, 5, 21, 389}) {
-    for (float scale : {1.0f, 0.0f}) {
-      SCOPED_TRACE(::testing::Message() << length << " tokens, scale " << scale);
-      const AttentionCase c = {{length}, 1, 2, 3, scale};
+    for (float query : {16.0f, 0.0f}) {
+      SCOPED_TRACE(::testing::Message() << length << " tokens, query " << query);
+      const AttentionCase c = {{length}, 1, 2, 3, 1.0f};
       auto qkv = Activations(size_t(c.tokens()) * c.columns());
       for (int t = 0; t < length; ++t) {
         float* row = qkv.data() + t * c.columns();
-        std::fill(row, row + 2, 16.0f);                                  // q
+        std::fill(row, row + 2, query);                                  // q
         std::fill(row + 2, row + 4, -8.0f - static_cast<float>(t % 3));  // k: scores below -255
       }
       EXPECT_TRUE(Matches([&](const Backend& b) { return RunOp(b, c, qkv); }, length));
@@ -136,6 +136,7 @@ TEST_P(BackendTest, AttentionOfLongSequence) {
 }
 
 std::vector<float> RunEmbed(const Backend& backend, const std::vector<int>& lengths, int d) {
+  Session session(backend);
   const TestBatch batch(lengths);
   const auto upload = [&](int rows, uint32_t seed) {
     const std::vector<float> values = RandomNormal(size_t(rows) * d, seed);
@@ -144,14 +145,15 @@ std::vector<float> RunEmbed(const Backend& backend, const std::vector<int>& leng
   const Buffer word = upload(11, 61), position = upload(MaxLength(lengths) + 1, 62),
                type = upload(2, 63);
   const RandomNorm norm(d);
-  GuardedRows x(backend.dtype(), batch.cu.back(), d, d + kRowPadding);
+  const GuardedRows x(session, batch.cu.back(), d);
   EXPECT_TRUE(backend
-                  .Embed({.batch = batch.view(),
+                  .Embed({.batch = batch.view(session),
                           .word = word.data(),
                           .position = position.data(),
                           .type = type.data(),
-                          .norm = norm.params(),
-                          .x = x.view()})
+                          .norm = norm.params(session),
+                          .x = x.view()},
+                         session.stream())
                   .ok());
   EXPECT_TRUE(x.Intact());
   return x.Values();
@@ -169,16 +171,18 @@ TEST_P(BackendTest, EmbedMatchesOracle) {
 
 std::vector<float> RunPool(const Backend& backend, const std::vector<int>& lengths, int d,
                            Pooling pooling, bool normalize) {
+  Session session(backend);
   const TestBatch batch(lengths);
   const auto values = RandomActivations(backend.dtype(), size_t(batch.cu.back()) * d, 71);
-  GuardedRows x(backend.dtype(), batch.cu.back(), d, d + kRowPadding, values);
-  GuardedRows out(DType::kF32, lengths.size(), d, d);
+  const GuardedRows x(session, batch.cu.back(), d, values);
+  const GuardedRows out(session, DType::kF32, lengths.size(), d, d);
   EXPECT_TRUE(backend
-                  .Pool({.batch = batch.view(),
+                  .Pool({.batch = batch.view(session),
                          .x = x.view(),
                          .pooling = pooling,
                          .normalize = normalize,
-                         .out = static_cast<float*>(out.view().data)})
+                         .out = static_cast<float*>(out.view().data)},
+                        session.stream())
                   .ok());
   EXPECT_TRUE(x.Intact() && out.Intact());
   return out.Values();

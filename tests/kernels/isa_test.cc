@@ -72,7 +72,10 @@ TEST(BackendFactoryTest, RefusesWhatThisBuildLacks) {
   };
   EXPECT_EQ(code({.device = "tpu"}), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code({.device = "cpu", .dtype = DType::kF16}), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(code({.device = "reference", .dtype = DType::kF16}),
+  EXPECT_EQ(code({.device = "cuda", .dtype = DType::kF32}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({.device = "cuda", .device_index = 99, .dtype = DType::kF16}),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({.device = "cuda", .dtype = DType::kF16, .cuda_path = "sm70"}),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code({.device = "cpu", .num_threads = -1}), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code({.device = "cpu", .num_threads = 1 << 20}), absl::StatusCode::kInvalidArgument);

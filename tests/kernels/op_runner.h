@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -10,30 +11,82 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "kernels/bfloat16.h"
+#include "kernels/float_convert.h"
 #include "tests/testing/random_tensor.h"
 
 namespace flashsvd::testing {
 
-// Host memory between guards. Everything outside the elements (guards, padding of a row's stride)
-// is 0xff, a NaN in both dtypes: reading it spoils a result, writing it is seen by Intact().
+// A backend with a stream of its own, and the memory that a test shares with it.
+class Session {
+ public:
+  explicit Session(const Backend& backend) : backend_(backend) {
+    auto stream = backend.MakeStream();
+    EXPECT_TRUE(stream.ok()) << stream.status();
+    stream_ = std::move(stream).value();
+  }
+  const Backend& backend() const { return backend_; }
+  Stream& stream() { return *stream_; }
+
+  Staging Allocate(size_t bytes) {
+    auto staging = backend_.AllocateStaging(bytes);
+    EXPECT_TRUE(staging.ok()) << staging.status();
+    return std::move(staging).value();
+  }
+  void Push(const Staging& memory) {
+    EXPECT_TRUE(backend_.CopyToDevice(memory, 0, memory.bytes(), stream()).ok());
+  }
+  void Pull(const Staging& memory) {
+    EXPECT_TRUE(backend_.CopyToHost(memory, 0, memory.bytes(), stream()).ok());
+    const absl::Status status = backend_.Synchronize(stream());
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  // A copy in backend memory that lives as long as the session.
+  template <class T>
+  const T* Upload(const std::vector<T>& values) {
+    Staging memory = Allocate(values.size() * sizeof(T));
+    if (!values.empty()) std::memcpy(memory.host(), values.data(), values.size() * sizeof(T));
+    Push(memory);
+    uploads_.push_back(std::move(memory));
+    return static_cast<const T*>(uploads_.back().device());
+  }
+
+ private:
+  const Backend& backend_;
+  std::unique_ptr<Stream> stream_;
+  std::vector<Staging> uploads_;
+};
+
+// The bytes between rows, so that a kernel that assumes contiguous rows is caught.
+inline constexpr int kRowPadding = 5;
+
+// Backend memory between guards, in the backend's dtype unless told otherwise. Everything outside
+// the elements (guards, padding of a row's stride) is 0xff, a NaN in every dtype: reading it spoils
+// a result, writing it is seen by Intact().
 class GuardedRows {
  public:
-  GuardedRows(DType dtype, int64_t rows, int64_t cols, int64_t stride)
-      : dtype_(dtype), rows_(rows), cols_(cols), stride_(stride) {
-    bytes_.assign(2 * kGuard + rows * stride * DTypeBytes(dtype), 0xff);
-  }
-  GuardedRows(DType dtype, int64_t rows, int64_t cols, int64_t stride,
-              const std::vector<float>& values)
-      : GuardedRows(dtype, rows, cols, stride) {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < cols; ++c) Set(r, c, values[r * cols + c]);
-    }
+  GuardedRows(Session& session, int64_t rows, int64_t cols, const std::vector<float>& values = {})
+      : GuardedRows(session, session.backend().dtype(), rows, cols,
+                    PaddedStride(session, cols + kRowPadding), values) {}
+  GuardedRows(Session& session, DType dtype, int64_t rows, int64_t cols, int64_t stride,
+              const std::vector<float>& values = {})
+      : session_(session), dtype_(dtype), rows_(rows), cols_(cols), stride_(stride) {
+    memory_ = session.Allocate(2 * kGuard + rows * stride * DTypeBytes(dtype));
+    std::memset(memory_.host(), 0xff, memory_.bytes());
+    for (size_t i = 0; i < values.size(); ++i) Set(i / cols, i % cols, values[i]);
+    session.Push(memory_);
   }
 
-  Rows view() { return {bytes_.data() + kGuard, rows_, cols_, stride_}; }
+  static int64_t PaddedStride(const Session& session, int64_t cols) {
+    const int64_t multiple = session.backend().width_multiple();
+    return (cols + multiple - 1) / multiple * multiple;
+  }
+
+  Rows view() const {
+    return {static_cast<std::byte*>(memory_.device()) + kGuard, rows_, cols_, stride_};
+  }
 
   std::vector<float> Values() const {
+    session_.Pull(memory_);
     std::vector<float> values;
     for (int64_t r = 0; r < rows_; ++r) {
       for (int64_t c = 0; c < cols_; ++c) values.push_back(Get(r, c));
@@ -42,67 +95,69 @@ class GuardedRows {
   }
 
   bool Intact() const {
-    std::vector<uint8_t> copy = bytes_;
+    session_.Pull(memory_);
+    std::vector<uint8_t> copy(Bytes(), Bytes() + memory_.bytes());
     for (int64_t r = 0; r < rows_; ++r) {
       std::memset(copy.data() + Offset(r, 0), 0xff, cols_ * DTypeBytes(dtype_));
     }
-    for (uint8_t byte : copy) {
-      if (byte != 0xff) return false;
-    }
-    return true;
+    return std::all_of(copy.begin(), copy.end(), [](uint8_t byte) { return byte == 0xff; });
   }
 
  private:
   static constexpr size_t kGuard = 256;
 
+  uint8_t* Bytes() const { return static_cast<uint8_t*>(memory_.host()); }
   size_t Offset(int64_t r, int64_t c) const {
     return kGuard + (r * stride_ + c) * DTypeBytes(dtype_);
   }
   void Set(int64_t r, int64_t c, float value) {
-    const BFloat16Bits bits = ToBFloat16(value);
     if (dtype_ == DType::kF32) {
-      std::memcpy(bytes_.data() + Offset(r, c), &value, sizeof(value));
+      std::memcpy(Bytes() + Offset(r, c), &value, sizeof(value));
     } else {
-      std::memcpy(bytes_.data() + Offset(r, c), &bits, sizeof(bits));
+      const uint16_t bits = NarrowFloat(dtype_, value);
+      std::memcpy(Bytes() + Offset(r, c), &bits, sizeof(bits));
     }
   }
   float Get(int64_t r, int64_t c) const {
-    float value;
-    BFloat16Bits bits;
     if (dtype_ == DType::kF32) {
-      std::memcpy(&value, bytes_.data() + Offset(r, c), sizeof(value));
+      float value;
+      std::memcpy(&value, Bytes() + Offset(r, c), sizeof(value));
       return value;
     }
-    std::memcpy(&bits, bytes_.data() + Offset(r, c), sizeof(bits));
-    return FromBFloat16(bits);
+    uint16_t bits;
+    std::memcpy(&bits, Bytes() + Offset(r, c), sizeof(bits));
+    return WidenFloat(dtype_, bits);
   }
 
+  Session& session_;
   DType dtype_;
   int64_t rows_, cols_, stride_;
-  std::vector<uint8_t> bytes_;
+  Staging memory_;
 };
 
 // Scratch of exactly the promised size, full of NaN, between guards.
 class GuardedScratch {
  public:
-  explicit GuardedScratch(size_t bytes) : bytes_(bytes) {
-    memory_.assign(bytes + 3 * kArenaAlignment, 0xff);
+  GuardedScratch(Session& session, size_t bytes) : session_(session), bytes_(bytes) {
+    memory_ = session.Allocate(bytes + 2 * kArenaAlignment);
+    std::memset(memory_.host(), 0xff, memory_.bytes());
+    session.Push(memory_);
   }
-  Scratch view() { return {Begin(), bytes_}; }
-  bool Intact() {
-    for (uint8_t* p = memory_.data(); p != memory_.data() + memory_.size(); ++p) {
-      if ((p < Begin() || p >= Begin() + bytes_) && *p != 0xff) return false;
-    }
-    return true;
+  Scratch view() const {
+    return {static_cast<std::byte*>(memory_.device()) + kArenaAlignment, bytes_};
+  }
+  bool Intact() const {
+    session_.Pull(memory_);
+    const auto* bytes = static_cast<const uint8_t*>(memory_.host());
+    const auto untouched = [](uint8_t byte) { return byte == 0xff; };
+    return std::all_of(bytes, bytes + kArenaAlignment, untouched) &&
+           std::all_of(bytes + kArenaAlignment + bytes_, bytes + memory_.bytes(), untouched);
   }
 
  private:
-  uint8_t* Begin() {
-    const auto address = reinterpret_cast<uintptr_t>(memory_.data()) + kArenaAlignment;
-    return memory_.data() + kArenaAlignment + (ArenaAlign(address) - address);
-  }
+  Session& session_;
   size_t bytes_;
-  std::vector<uint8_t> memory_;
+  Staging memory_;
 };
 
 // Offsets of sequences of these lengths, the first at `begin`.
@@ -121,9 +176,7 @@ inline int MaxLength(const std::vector<int>& lengths) {
 // Activations as the dtype can hold them, so that oracle and backend start from the same numbers.
 inline std::vector<float> RandomActivations(DType dtype, size_t count, uint32_t seed) {
   std::vector<float> values = RandomNormal(count, seed);
-  if (dtype == DType::kBF16) {
-    for (float& v : values) v = RoundToBFloat16(v);
-  }
+  for (float& v : values) v = RoundTo(dtype, v);
   return values;
 }
 
@@ -139,14 +192,11 @@ struct RandomNorm {
   explicit RandomNorm(int d) : gamma(RandomNormal(d, 901, 0.2f)), beta(RandomNormal(d, 902, 0.3f)) {
     for (float& g : gamma) g += 1;
   }
-  LayerNormParams params() const {
-    return {gamma.data(), beta.data(), gamma.size() < 8 ? 0.1f : 1e-5f};
+  LayerNormParams params(Session& session) const {
+    return {session.Upload(gamma), session.Upload(beta), gamma.size() < 8 ? 0.1f : 1e-5f};
   }
   std::vector<float> gamma, beta;
 };
-
-// The bytes between rows, so that a kernel that assumes contiguous rows is caught.
-inline constexpr int kRowPadding = 5;
 
 struct ProjectCase {
   int rows, in, out, rank;
@@ -155,14 +205,14 @@ struct ProjectCase {
 
 inline std::vector<float> RunOp(const Backend& backend, const ProjectCase& c,
                                 const std::vector<float>& x) {
+  Session session(backend);
   const RandomLinear weights(c.in, c.out, c.rank, 11);
   const auto linear = PackOrDie(backend, weights);
-  GuardedRows in(backend.dtype(), c.rows, c.in, c.in + kRowPadding, x);
-  GuardedRows out(backend.dtype(), c.rows, c.out, c.out + kRowPadding);
+  const GuardedRows in(session, c.rows, c.in, x), out(session, c.rows, c.out);
   const ProjectArgs args = {
       .linear = linear.get(), .x = in.view(), .y = out.view(), .activation = c.activation};
-  GuardedScratch scratch(backend.ScratchBytes(args));
-  EXPECT_TRUE(backend.Project(args, scratch.view()).ok());
+  const GuardedScratch scratch(session, backend.ScratchBytes(args));
+  EXPECT_TRUE(backend.Project(args, scratch.view(), session.stream()).ok());
   EXPECT_TRUE(in.Intact() && out.Intact() && scratch.Intact()) << "wrote out of bounds";
   return out.Values();
 }
@@ -174,15 +224,15 @@ struct ProjectAddNormCase {
 // x holds [rows, in] of y, then [rows, out] of the residual.
 inline std::vector<float> RunOp(const Backend& backend, const ProjectAddNormCase& c,
                                 const std::vector<float>& y, const std::vector<float>& x) {
+  Session session(backend);
   const RandomLinear weights(c.in, c.out, c.rank, 21);
   const auto linear = PackOrDie(backend, weights);
   const RandomNorm norm(c.out);
-  GuardedRows in(backend.dtype(), c.rows, c.in, c.in + kRowPadding, y);
-  GuardedRows out(backend.dtype(), c.rows, c.out, c.out + kRowPadding, x);
+  const GuardedRows in(session, c.rows, c.in, y), out(session, c.rows, c.out, x);
   const ProjectAddNormArgs args = {
-      .linear = linear.get(), .y = in.view(), .x = out.view(), .norm = norm.params()};
-  GuardedScratch scratch(backend.ScratchBytes(args));
-  EXPECT_TRUE(backend.ProjectAddNorm(args, scratch.view()).ok());
+      .linear = linear.get(), .y = in.view(), .x = out.view(), .norm = norm.params(session)};
+  const GuardedScratch scratch(session, backend.ScratchBytes(args));
+  EXPECT_TRUE(backend.ProjectAddNorm(args, scratch.view(), session.stream()).ok());
   EXPECT_TRUE(in.Intact() && out.Intact() && scratch.Intact()) << "wrote out of bounds";
   return out.Values();
 }
@@ -194,19 +244,20 @@ struct FeedForwardCase {
 
 inline std::vector<float> RunOp(const Backend& backend, const FeedForwardCase& c,
                                 const std::vector<float>& x) {
+  Session session(backend);
   const RandomLinear up_weights(c.d, c.hidden, c.up_rank, 31);
   const RandomLinear down_weights(c.hidden, c.d, c.down_rank, 41);
   const auto up = PackOrDie(backend, up_weights);
   const auto down = PackOrDie(backend, down_weights);
   const RandomNorm norm(c.d);
-  GuardedRows rows(backend.dtype(), c.rows, c.d, c.d + kRowPadding, x);
+  const GuardedRows rows(session, c.rows, c.d, x);
   const FeedForwardArgs args = {.up = up.get(),
                                 .down = down.get(),
                                 .activation = c.activation,
                                 .x = rows.view(),
-                                .norm = norm.params()};
-  GuardedScratch scratch(backend.ScratchBytes(args));
-  EXPECT_TRUE(backend.FeedForward(args, scratch.view()).ok());
+                                .norm = norm.params(session)};
+  const GuardedScratch scratch(session, backend.ScratchBytes(args));
+  EXPECT_TRUE(backend.FeedForward(args, scratch.view(), session.stream()).ok());
   EXPECT_TRUE(rows.Intact() && scratch.Intact()) << "wrote out of bounds";
   return rows.Values();
 }
@@ -221,25 +272,65 @@ struct AttentionCase {
   int columns() const { return heads * (2 * d_qk + d_v); }
 };
 
+// `values` [rows, heads * from] with each head's columns cut or filled with zeros to `to`.
+inline std::vector<float> ResizeHeads(const std::vector<float>& values, int heads, int from,
+                                      int to) {
+  const size_t groups = values.size() / from;
+  std::vector<float> resized(groups * to, 0.0f);
+  for (size_t g = 0; g < groups; ++g) {
+    std::copy_n(values.begin() + g * from, std::min(from, to), resized.begin() + g * to);
+  }
+  EXPECT_EQ(groups % heads, 0u);
+  return resized;
+}
+
+// qkv with head dims rounded up to what the backend takes, as zero columns.
+inline std::vector<float> PadQkv(const AttentionCase& c, int d_qk, int d_v,
+                                 const std::vector<float>& qkv) {
+  const int columns = c.heads * (2 * d_qk + d_v);
+  std::vector<float> padded(size_t(c.tokens()) * columns, 0.0f);
+  for (int t = 0; t < c.tokens(); ++t) {
+    const float* from = qkv.data() + size_t(t) * c.columns();
+    float* to = padded.data() + size_t(t) * columns;
+    for (int h = 0; h < 2 * c.heads; ++h, from += c.d_qk, to += d_qk) std::copy_n(from, c.d_qk, to);
+    for (int h = 0; h < c.heads; ++h, from += c.d_v, to += d_v) std::copy_n(from, c.d_v, to);
+  }
+  return padded;
+}
+
+// What a batch of these sequences reads beside qkv: offsets and the backend's schedule.
+inline void SetSequences(Session& session, const std::vector<int32_t>& cu, AttentionArgs* args) {
+  const Backend& backend = session.backend();
+  const int num_sequences = static_cast<int>(cu.size()) - 1;
+  const int num_tokens = static_cast<int>(args->qkv.rows);
+  std::vector<std::byte> schedule(backend.AttentionScheduleBytes(num_tokens, num_sequences));
+  backend.WriteAttentionSchedule(cu.data(), num_sequences, num_tokens, schedule.data());
+  args->cu_seqlens = session.Upload(cu);
+  args->host_cu_seqlens = cu.data();
+  args->schedule = session.Upload(schedule);
+  args->num_sequences = num_sequences;
+}
+
 inline std::vector<float> RunOp(const Backend& backend, const AttentionCase& c,
                                 const std::vector<float>& qkv) {
+  Session session(backend);
   const std::vector<int32_t> cu = CuSeqlens(c.lengths, c.first_token);
-  GuardedRows in(backend.dtype(), c.tokens(), c.columns(), c.columns() + kRowPadding, qkv);
-  GuardedRows out(backend.dtype(), c.tokens(), c.heads * c.d_v, c.heads * c.d_v + kRowPadding);
-  const AttentionArgs args = {.qkv = in.view(),
-                              .context = out.view(),
-                              .cu_seqlens = cu.data(),
-                              .host_cu_seqlens = cu.data(),
-                              .num_sequences = static_cast<int>(c.lengths.size()),
-                              .max_seqlen = MaxLength(c.lengths),
-                              .num_heads = c.heads,
-                              .d_qk = c.d_qk,
-                              .d_v = c.d_v,
-                              .scale = c.scale};
-  GuardedScratch scratch(backend.ScratchBytes(args));
-  EXPECT_TRUE(backend.Attention(args, scratch.view()).ok());
+  const int d_qk = static_cast<int>(GuardedRows::PaddedStride(session, c.d_qk));
+  const int d_v = static_cast<int>(GuardedRows::PaddedStride(session, c.d_v));
+  const GuardedRows in(session, c.tokens(), c.heads * (2 * d_qk + d_v), PadQkv(c, d_qk, d_v, qkv));
+  const GuardedRows out(session, c.tokens(), c.heads * d_v);
+  AttentionArgs args = {.qkv = in.view(),
+                        .context = out.view(),
+                        .max_seqlen = MaxLength(c.lengths),
+                        .num_heads = c.heads,
+                        .d_qk = d_qk,
+                        .d_v = d_v,
+                        .scale = c.scale};
+  SetSequences(session, cu, &args);
+  const GuardedScratch scratch(session, backend.ScratchBytes(args));
+  EXPECT_TRUE(backend.Attention(args, scratch.view(), session.stream()).ok());
   EXPECT_TRUE(in.Intact() && out.Intact() && scratch.Intact()) << "wrote out of bounds";
-  return out.Values();
+  return ResizeHeads(out.Values(), c.heads, d_v, c.d_v);
 }
 
 // A batch of sequences with made-up ids; owns what RaggedBatch points to.
@@ -250,17 +341,21 @@ struct TestBatch {
       ids.push_back((t * 7 + 3) % vocabulary);
       type_ids.push_back(t / 3 % types);
     }
+    for (int length : lengths) {
+      for (int p = 0; p < length; ++p) positions.push_back(p);
+    }
   }
-  RaggedBatch view() const {
-    return {.ids = ids.data(),
-            .type_ids = type_ids.data(),
-            .cu_seqlens = cu.data(),
+  RaggedBatch view(Session& session) const {
+    return {.ids = session.Upload(ids),
+            .type_ids = session.Upload(type_ids),
+            .positions = session.Upload(positions),
+            .cu_seqlens = session.Upload(cu),
             .host_cu_seqlens = cu.data(),
             .num_tokens = cu.back(),
             .num_sequences = static_cast<int>(cu.size()) - 1,
             .max_seqlen = max_seqlen};
   }
-  std::vector<int32_t> ids, type_ids, cu;
+  std::vector<int32_t> ids, type_ids, positions, cu;
   int max_seqlen;
 };
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "runtime/float_convert.h"
+#include "kernels/float_convert.h"
 
 namespace flashsvd {
 namespace {

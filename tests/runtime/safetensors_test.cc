@@ -11,7 +11,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "runtime/float_convert.h"
+#include "kernels/float_convert.h"
 #include "tests/testing/temp_dir.h"
 
 namespace flashsvd {

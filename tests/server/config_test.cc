@@ -11,6 +11,7 @@
 namespace flashsvd {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::TempDir;
 
@@ -61,6 +62,7 @@ max_text_bytes: 2KB
 default_deadline: 2m30s
 drain_delay: 0
 dtype: bf16
+devices: [1, 0]
 log_format: json
 )";
 
@@ -77,6 +79,7 @@ TEST(ConfigTest, ReadsEveryKindOfValueFromYaml) {
   EXPECT_EQ(config.default_deadline, absl::Seconds(150));
   EXPECT_EQ(config.drain_delay, absl::ZeroDuration());
   EXPECT_EQ(config.dtype, "bf16");
+  EXPECT_THAT(config.devices, ElementsAre(1, 0));
   EXPECT_EQ(config.log_format, "json");
 }
 
@@ -132,7 +135,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadYaml{"port: 99999999999999999999", "is not an integer"},
         BadYaml{"port: []", "s.yaml:1: port: must be a single value"},
         BadYaml{"port:", "s.yaml:1: port: must be a single value"},
-        BadYaml{"slots: 0", "slots: 0 is not within 1 to 256"},
+        BadYaml{"slots: 257", "slots: 257 is not within 0 to 256"},
         BadYaml{"memory_budget: 12 bananas",
                 "memory_budget: \"12 bananas\" is not a size such as 512MiB, 2GB or 4096"},
         BadYaml{"memory_budget: -1", "is not a size"},
@@ -142,7 +145,12 @@ INSTANTIATE_TEST_SUITE_P(
         BadYaml{"default_deadline: 30", "default_deadline: \"30\" is not a time such as 30s"},
         BadYaml{"default_deadline: 0s", "default_deadline: 0s is not within 1ms to 24h"},
         BadYaml{"max_delay_us: 2001", "max_delay_us: 2001 is not within 0 to 2000"},
-        BadYaml{"dtype: f64", "dtype: \"f64\" is not one of auto, f32, bf16"},
+        BadYaml{"devices: [0, x]", "devices: \"0,x\" is not a list of integers such as 0,1"},
+        BadYaml{"devices: [[0]]", "devices: a list of values"},
+        BadYaml{"devices: {0: 1}", "devices: must be a list of values"},
+        BadYaml{"devices: 0,256", "devices: 256 is not within 0 to 255"},
+        BadYaml{"port: [1]", "port: must be a single value"},
+        BadYaml{"dtype: f64", "dtype: \"f64\" is not one of auto, f32, f16, bf16"},
         BadYaml{"listen: ''", "listen: is empty"},
         BadYaml{"- a\n- b", "s.yaml:1: the document is not a mapping"},
         BadYaml{"port: 1\n? [a]\n: b", "a key is not a word"},

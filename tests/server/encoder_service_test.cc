@@ -10,7 +10,7 @@
 #include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "grpcpp/generic/generic_stub.h"
-#include "runtime/float_convert.h"
+#include "kernels/float_convert.h"
 #include "tests/server/service_fixture.h"
 
 namespace flashsvd {

@@ -41,6 +41,10 @@ class PaintedBackend : public Backend {
     return Buffer(owner->data(), bytes, [owner](void*) mutable { owner.reset(); });
   }
 
+  absl::StatusOr<Staging> AllocateStaging(size_t bytes) const override {
+    return inner_->AllocateStaging(bytes);
+  }
+
   std::string_view name() const override { return inner_->name(); }
   DType dtype() const override { return inner_->dtype(); }
   int num_threads() const override { return inner_->num_threads(); }
@@ -60,21 +64,28 @@ class PaintedBackend : public Backend {
   size_t ScratchBytes(const FeedForwardArgs& args) const override {
     return inner_->ScratchBytes(args);
   }
-  absl::Status Embed(const EmbedArgs& args) const override { return inner_->Embed(args); }
-  absl::Status Project(const ProjectArgs& args, Scratch scratch) const override {
-    return inner_->Project(args, scratch);
+  absl::Status Embed(const EmbedArgs& args, Stream& stream) const override {
+    return inner_->Embed(args, stream);
   }
-  absl::Status Attention(const AttentionArgs& args, Scratch scratch) const override {
-    return inner_->Attention(args, scratch);
+  absl::Status Project(const ProjectArgs& args, Scratch scratch, Stream& stream) const override {
+    return inner_->Project(args, scratch, stream);
   }
-  absl::Status ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch) const override {
-    return inner_->ProjectAddNorm(args, scratch);
+  absl::Status Attention(const AttentionArgs& args, Scratch scratch,
+                         Stream& stream) const override {
+    return inner_->Attention(args, scratch, stream);
   }
-  absl::Status FeedForward(const FeedForwardArgs& args, Scratch scratch) const override {
-    return inner_->FeedForward(args, scratch);
+  absl::Status ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch,
+                              Stream& stream) const override {
+    return inner_->ProjectAddNorm(args, scratch, stream);
   }
-  absl::Status Pool(const PoolArgs& args) const override { return inner_->Pool(args); }
-  absl::Status Synchronize() const override { return inner_->Synchronize(); }
+  absl::Status FeedForward(const FeedForwardArgs& args, Scratch scratch,
+                           Stream& stream) const override {
+    return inner_->FeedForward(args, scratch, stream);
+  }
+  absl::Status Pool(const PoolArgs& args, Stream& stream) const override {
+    return inner_->Pool(args, stream);
+  }
+  absl::Status Synchronize(Stream& stream) const override { return inner_->Synchronize(stream); }
 
  private:
   std::unique_ptr<Backend> inner_;

@@ -8,11 +8,17 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/tensor.h"
+
 namespace flashsvd::testing {
 
 // Unit roundoffs: half the distance from 1 to the next number.
 inline constexpr double kF32Roundoff = 0x1p-24;
-inline constexpr double kBF16Roundoff = 0x1p-9;
+inline constexpr double kBF16Roundoff = 0x1p-8;
+inline constexpr double kF16Roundoff = 0x1p-11;
+inline double RoundoffOf(DType dtype) {
+  return dtype == DType::kF32 ? kF32Roundoff : dtype == DType::kF16 ? kF16Roundoff : kBF16Roundoff;
+}
 // Documented absolute error of the activation approximations (kernels/cpu/isa/activation.h).
 inline constexpr double kActivationError = 1.5e-6;
 

@@ -1,8 +1,10 @@
-#ifndef FLASHSVD_RUNTIME_FLOAT_CONVERT_H_
-#define FLASHSVD_RUNTIME_FLOAT_CONVERT_H_
+#ifndef FLASHSVD_KERNELS_FLOAT_CONVERT_H_
+#define FLASHSVD_KERNELS_FLOAT_CONVERT_H_
 
 #include <bit>
 #include <cstdint>
+
+#include "kernels/tensor.h"
 
 namespace flashsvd {
 
@@ -64,6 +66,18 @@ inline uint16_t F16FromFloat(float value) {
   return static_cast<uint16_t>(result | sign);
 }
 
+// By dtype, kF16 or kBF16.
+inline uint16_t NarrowFloat(DType dtype, float value) {
+  return dtype == DType::kF16 ? F16FromFloat(value) : Bf16FromFloat(value);
+}
+inline float WidenFloat(DType dtype, uint16_t bits) {
+  return dtype == DType::kF16 ? FloatFromF16(bits) : FloatFromBf16(bits);
+}
+// What `dtype` keeps of a value.
+inline float RoundTo(DType dtype, float value) {
+  return dtype == DType::kF32 ? value : WidenFloat(dtype, NarrowFloat(dtype, value));
+}
+
 }  // namespace flashsvd
 
-#endif  // FLASHSVD_RUNTIME_FLOAT_CONVERT_H_
+#endif  // FLASHSVD_KERNELS_FLOAT_CONVERT_H_

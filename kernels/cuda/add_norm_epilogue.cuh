@@ -1,0 +1,228 @@
+#ifndef FLASHSVD_KERNELS_CUDA_ADD_NORM_EPILOGUE_CUH_
+#define FLASHSVD_KERNELS_CUDA_ADD_NORM_EPILOGUE_CUH_
+
+#include <cstdint>
+
+#include "kernels/cuda/ptx.cuh"
+
+namespace flashsvd {
+
+// What gemm_add_norm_sm90.cu does to a product in the accumulators of a warpgroup, [64, kN] of a
+// row tile whose d columns are spread over a cluster: add the residual, take the moments of whole
+// rows, normalise. `Loop` is the GemmMainloop of the product; wgmma.cuh says which thread holds
+// what.
+
+// Columns of one partial statistic that crosses the cluster. Units of 64 are merged in pairs before
+// anything else is done with them, by the sender or the receiver.
+template <class Loop>
+constexpr int kUnit = Loop::kN % 128 == 0 ? 128 : 64;
+
+// The mean of some values and the sum of the squares about it.
+struct Moments {
+  float mean;
+  float squares;
+};
+
+// The moments of two sets of 64 as one.
+__device__ __forceinline__ Moments Merge64(Moments a, Moments b) {
+  const float difference = a.mean - b.mean;
+  return {0.5f * (a.mean + b.mean), a.squares + b.squares + 32 * difference * difference};
+}
+
+__device__ __forceinline__ float QuadSum(float v) {
+  v += __shfl_xor_sync(0xffffffff, v, 1);
+  return v + __shfl_xor_sync(0xffffffff, v, 2);
+}
+
+// A warp's 16 rows x kN columns of x in shared memory: [kN / 64][16][64], 128-byte swizzle.
+template <class T, int kN>
+class WarpRows {
+ public:
+  static constexpr int kBoxes = kN / 64;
+  static constexpr int kBoxBytes = 16 * 128;
+
+  explicit __device__ WarpRows(char* shared) : shared_(shared) {
+    const int lane = threadIdx.x % 32;
+    lane_row_ = shared + (lane / 8 % 2 * 8 + lane % 8) * 128;
+    lane_chunk_ = (lane / 16 ^ lane % 8) * 16;
+  }
+
+  // Columns 16 p to 16 p + 15 as the accumulator holds them, eight columns after eight.
+  __device__ void Read(int p, uint32_t (&r)[4]) const { LoadMatrix4(r, Place(p)); }
+  __device__ void Write(int p, const uint32_t (&r)[4]) const {
+    StoreMatrix4(Place(p), r[0], r[1], r[2], r[3]);
+  }
+
+  // By one lane.
+  __device__ void Load(const CUtensorMap* x, int row, int col, uint64_t* barrier) const {
+    BarrierExpect(barrier, kBoxes * kBoxBytes);
+    for (int i = 0; i < kBoxes; ++i)
+      CopyBox2(shared_ + i * kBoxBytes, x, col + 64 * i, row, barrier);
+  }
+  __device__ void Store(const CUtensorMap* x, int row, int col) const {
+    for (int i = 0; i < kBoxes; ++i) StoreBox2(x, shared_ + i * kBoxBytes, col + 64 * i, row);
+    StoreCommit();
+  }
+
+ private:
+  __device__ char* Place(int p) const {
+    return lane_row_ + p / 4 * kBoxBytes + (lane_chunk_ ^ p % 4 * 32);
+  }
+  char* shared_;
+  char* lane_row_;
+  int lane_chunk_;
+};
+
+// acc = bias, in both of this thread's rows.
+template <int kN>
+__device__ __forceinline__ void StartWithBias(float (&acc)[kN / 2], const float* bias) {
+  bias += 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int j = 0; j < kN / 8; ++j) {
+    const auto b = *reinterpret_cast<const float2*>(bias + 8 * j);
+    acc[4 * j] = acc[4 * j + 2] = b.x;
+    acc[4 * j + 1] = acc[4 * j + 3] = b.y;
+  }
+}
+
+// acc += x.
+template <class T, int kN>
+__device__ __forceinline__ void AddResidual(float (&acc)[kN / 2], const WarpRows<T, kN>& x) {
+#pragma unroll
+  for (int p = 0; p < kN / 16; ++p) {
+    uint32_t r[4];
+    x.Read(p, r);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 v = Unpack2<T>(r[i]);
+      acc[8 * p + 2 * i] += v.x;
+      acc[8 * p + 2 * i + 1] += v.y;
+    }
+  }
+}
+
+// The moments of columns 64 u to 64 u + 63 of row i (0, 1) of this thread's two.
+template <int kN>
+__device__ __forceinline__ Moments UnitMoments(const float (&acc)[kN / 2], int u, int i) {
+  float sum[2] = {};
+#pragma unroll
+  for (int j = 8 * u; j < 8 * u + 8; ++j) {
+    sum[0] += acc[4 * j + 2 * i];
+    sum[1] += acc[4 * j + 2 * i + 1];
+  }
+  const float mean = QuadSum(sum[0] + sum[1]) * (1.0f / 64);
+  float squares[2] = {};
+#pragma unroll
+  for (int j = 8 * u; j < 8 * u + 8; ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float difference = acc[4 * j + 2 * i + c] - mean;
+      squares[c] = fmaf(difference, difference, squares[c]);
+    }
+  }
+  return {mean, QuadSum(squares[0] + squares[1])};
+}
+
+// Sends the moments of this thread's two rows to every block of the cluster. stats: [units][kRows]
+// of this tile, `unit` the first of this warpgroup, `row` this thread's first row in the tile.
+template <class Loop>
+__device__ __forceinline__ void SendMoments(const float (&acc)[Loop::kN / 2], Moments* stats,
+                                            uint64_t* barrier, int unit, int row, int cluster) {
+  constexpr int kUnits = Loop::kN / kUnit<Loop>;
+  Moments m[kUnits][2];
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (kUnit<Loop> == 128) {
+        m[u][i] =
+            Merge64(UnitMoments<Loop::kN>(acc, 2 * u, i), UnitMoments<Loop::kN>(acc, 2 * u + 1, i));
+      } else {
+        m[u][i] = UnitMoments<Loop::kN>(acc, u, i);
+      }
+    }
+  }
+  if (cluster == 1) {
+    if (threadIdx.x % 4 == 0) {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        stats[(unit + u) * Loop::kRows + row] = m[u][0];
+        stats[(unit + u) * Loop::kRows + row + 8] = m[u][1];
+      }
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int block = threadIdx.x % 4; block < cluster; block += 4) {
+    const uint32_t there = ClusterAddress(stats + unit * Loop::kRows + row, block);
+    const uint32_t barrier_there = ClusterAddress(barrier, block);
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        StoreAsyncCluster2(there + (u * Loop::kRows + 8 * i) * 8, {m[u][i].mean, m[u][i].squares},
+                           barrier_there);
+      }
+    }
+  }
+}
+
+// The moments of all d columns of row `row` of the tile, by the four lanes of a quad together.
+template <class Loop>
+__device__ __forceinline__ Moments RowMoments(const Moments* stats, int row, int d,
+                                              float inverse_d) {
+  constexpr int kPerLane = 2;  // units of 128: d <= 1024
+  const int units = d / 128;
+  Moments m[kPerLane];
+  float sum = 0;
+#pragma unroll
+  for (int s = 0; s < kPerLane; ++s) {
+    const int unit = threadIdx.x % 4 + 4 * s;
+    if (unit >= units) break;
+    if constexpr (kUnit<Loop> == 128) {
+      m[s] = stats[unit * Loop::kRows + row];
+    } else {
+      m[s] =
+          Merge64(stats[2 * unit * Loop::kRows + row], stats[(2 * unit + 1) * Loop::kRows + row]);
+    }
+    sum += m[s].mean;
+  }
+  const float mean = QuadSum(sum) * (128 * inverse_d);
+  float squares = 0;
+#pragma unroll
+  for (int s = 0; s < kPerLane; ++s) {
+    if (static_cast<int>(threadIdx.x % 4) + 4 * s >= units) break;
+    const float difference = m[s].mean - mean;
+    squares += m[s].squares + 128 * difference * difference;
+  }
+  return {mean, QuadSum(squares)};
+}
+
+// Writes (acc * scale + shift) * gamma + beta to `x`; scale and shift of this thread's two rows.
+template <class T, int kN>
+__device__ __forceinline__ void Normalize(const float (&acc)[kN / 2], const float (&scale)[2],
+                                          const float (&shift)[2], const float* gamma,
+                                          const float* beta, const WarpRows<T, kN>& x) {
+  gamma += 2 * (threadIdx.x % 4);
+  beta += 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int p = 0; p < kN / 16; ++p) {
+    uint32_t r[4];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const auto g = *reinterpret_cast<const float2*>(gamma + 16 * p + 8 * j);
+      const auto b = *reinterpret_cast<const float2*>(beta + 16 * p + 8 * j);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float* a = acc + 8 * p + 4 * j + 2 * i;
+        r[2 * j + i] = Pack2<T>(fmaf(fmaf(a[0], scale[i], shift[i]), g.x, b.x),
+                                fmaf(fmaf(a[1], scale[i], shift[i]), g.y, b.y));
+      }
+    }
+    x.Write(p, r);
+  }
+}
+
+}  // namespace flashsvd
+
+#endif  // FLASHSVD_KERNELS_CUDA_ADD_NORM_EPILOGUE_CUH_

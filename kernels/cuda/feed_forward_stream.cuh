@@ -1,0 +1,183 @@
+#ifndef FLASHSVD_KERNELS_CUDA_FEED_FORWARD_STREAM_CUH_
+#define FLASHSVD_KERNELS_CUDA_FEED_FORWARD_STREAM_CUH_
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/cuda/feed_forward_products.cuh"
+#include "kernels/cuda/feed_forward_shape.cuh"
+#include "kernels/cuda/feed_forward_store.cuh"
+#include "kernels/cuda/feed_forward_tiles.cuh"
+#include "kernels/cuda/launch_config.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+// Many tokens: a block owns 128 rows and streams all of F past them.
+//   warpgroups 0 and 1   64 rows each: P, then per tile h = P B1', a = act(h + bias), s += a A2'
+//   warps 8, 9 and 10    bring weights, x and the bias
+// The warpgroups take turns at the tensor cores: one activates while the other multiplies.
+
+namespace flashsvd {
+
+template <class Shape>
+struct StreamStorage {
+  // P as far as it is not in registers, of both warpgroups. Before that, x: kXSlots blocks of 64
+  // rows and 64 columns, the warpgroups' in turn. In the end the result on its way out.
+  static constexpr int kRowBytes =
+      std::max((Shape::kRankSteps - Shape::kRegisterSteps) * 2048, 2 * Shape::kBlockBytes);
+  static constexpr int kXSlots = 2 * kRowBytes / Shape::kBlockBytes;
+  static constexpr int kFixed = 2 * kRowBytes + kBiasTiles * Shape::kHidden * 4 + 640;
+  static constexpr int kSlots = std::min(14, (kFeedForwardShared - kFixed) / Shape::kSlotBytes);
+
+  alignas(1024) uint8_t rows[2][kRowBytes];
+  uint8_t slots[kSlots][Shape::kSlotBytes];
+  float bias[kBiasTiles][Shape::kHidden];
+  RingBarriers<kSlots> weights;
+  RingBarriers<kXSlots> x;
+  RingBarriers<kBiasTiles> bias_barriers;
+};
+
+template <class T, class Shape>
+struct StreamConsumer {
+  using Storage = StreamStorage<Shape>;
+  Storage& storage;
+  TileConsumer<T, Shape, Storage::kSlots>& tiles;
+
+  __device__ __forceinline__ uint8_t* OwnRows() const { return storage.rows[tiles.warpgroup]; }
+
+  // s = x A1'.
+  __device__ __forceinline__ void First(RankAccumulator<Shape>& s, int x_chunks) {
+    RingPosition<Storage::kXSlots> x, x_done;
+    if (tiles.warpgroup == 1) {
+      x.Next();
+      x_done.Next();
+    }
+    const uint64_t rows = Swizzle128Descriptor(storage.rows);
+    const uint64_t slots = tiles.Slots(Shape::kRank * 16);
+    int chunk = 0;
+    do {
+      storage.x.WaitFull(x);
+      const uint64_t a = Advance(rows, x.slot * Shape::kBlockBytes);
+#pragma unroll
+      for (int part = 0; part < 64 / Shape::kDepth; ++part) {
+        storage.weights.WaitFull(tiles.at);
+        const uint64_t b = Advance(slots, tiles.at.slot * Shape::kSlotBytes);
+        WgmmaFence();
+#pragma unroll
+        for (int i = 0; i < Shape::kDownSteps; ++i) {
+          const int step = part * Shape::kDownSteps + i;
+          RankProduct<T, Shape>(s, Advance(a, step * 32), Advance(b, i * Shape::kRank * 32));
+        }
+        WgmmaCommit();
+        tiles.at.Next();
+        WgmmaWait<1>();
+        if (part > 0 || chunk > 0) {
+          storage.weights.Release(tiles.done);
+          if (part == 0) {
+            storage.x.Release(x_done);
+            x_done.Next();
+          }
+        }
+      }
+      x.Next();
+      x.Next();
+    } while (++chunk < x_chunks);
+    WgmmaWait<0>();
+    storage.weights.Release(tiles.done);
+    PinAccumulator<Shape>(s);
+  }
+
+  // P in T: the first columns in registers, the others in shared memory.
+  __device__ __forceinline__ void KeepP(const RankAccumulator<Shape>& s, uint32_t* registers) {
+#pragma unroll
+    for (int m = 0; m < Shape::kRegisterSteps * 4; ++m) registers[m] = PackPair<T, Shape>(s, m);
+    NamedBarrierSync(3, 256);  // x is no longer read by either warpgroup
+#pragma unroll
+    for (int m = Shape::kRegisterSteps * 4; m < Shape::kRank / 4; ++m) {
+      *PairOfP(OwnRows(), m - Shape::kRegisterSteps * 4) = PackPair<T, Shape>(s, m);
+    }
+    FenceAsyncProxy();
+    NamedBarrierSync(4 + tiles.warpgroup, 128);
+  }
+};
+
+template <class T, class Shape>
+__global__ void __launch_bounds__(kFeedForwardThreads, 1)
+    FeedForwardStreamKernel(const __grid_constant__ FeedForwardMaps maps, const float* bias,
+                            int hidden, int x_chunks, int num_tiles, Rows out,
+                            Activation activation) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  using Storage = StreamStorage<Shape>;
+  auto& storage = *reinterpret_cast<Storage*>(shared);
+  const WeightRing<Shape, Storage::kSlots> ring{storage.slots, storage.bias, &storage.weights,
+                                                &storage.bias_barriers};
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  if (warp == 0 && ElectOne()) {
+    storage.weights.Init(8);
+    storage.x.Init(4);
+    storage.bias_barriers.Init(8);
+    BarrierInitFence();
+  }
+  __syncthreads();
+
+  if (warp >= 8) {
+    ShrinkRegisters<24>();
+    const TileRange tiles{0, 1, num_tiles};
+    if (warp == 8 && ElectOne()) {
+      WeightProducer<Shape, Storage::kSlots> producer{ring};
+      for (int chunk = 0; chunk < x_chunks * (64 / Shape::kDepth); ++chunk) {
+        producer.Bring(&maps.a1, 0, chunk * (Shape::kDepth / 8), Shape::kSlotBytes);
+      }
+      producer.BringTiles(maps, tiles);
+    } else if (warp == 10) {
+      RingPosition<kBiasTiles> at;
+      for (int tile = 0; tile < num_tiles; ++tile) BringBias(ring, bias, hidden, tiles, tile, at);
+    } else if (warp == 9 && ElectOne()) {
+      WaitForPredecessor();
+      RingPosition<Storage::kXSlots> at;
+      for (int i = 0; i < 2 * x_chunks; ++i) {
+        storage.x.WaitEmpty(at);
+        BarrierExpect(&storage.x.full[at.slot], Shape::kBlockBytes);
+        CopyBox2(storage.rows[0] + at.slot * Shape::kBlockBytes, &maps.x, i / 2 * 64,
+                 blockIdx.x * 128 + i % 2 * 64, &storage.x.full[at.slot]);
+        at.Next();
+      }
+      AllowSuccessor();
+    }
+  } else {
+    GrowRegisters<240>();
+    const int warpgroup = warp / 4;
+    WaitForPredecessor();
+    TileConsumer<T, Shape, Storage::kSlots> tiles{ring, warpgroup};
+    StreamConsumer<T, Shape> consumer{storage, tiles};
+    RankAccumulator<Shape> s;
+    uint32_t p[Shape::kRegisterSteps > 0 ? Shape::kRegisterSteps * 4 : 1];
+    ZeroAccumulator<Shape>(s);
+    consumer.First(s, x_chunks);
+    consumer.KeepP(s, p);
+    ZeroAccumulator<Shape>(s);
+    tiles.template Stream<Turn>(s, consumer.OwnRows(), p, num_tiles, activation);
+    const int row = blockIdx.x * 128 + warpgroup * 64;
+    if (row < out.rows)
+      StoreRows<T, Shape, Storage::kRowBytes / Shape::kBlockBytes>(
+          s, consumer.OwnRows(), 4 + warpgroup, &maps.s, row, out);
+  }
+}
+
+template <class T, class Shape>
+cudaError_t LaunchFeedForwardStream(const FeedForwardParams& params, cudaStream_t stream) {
+  FeedForwardMaps maps;
+  const cudaError_t error = EncodeMaps<Shape>(params, Shape::kRank, Shape::kDepth, &maps);
+  if (error != cudaSuccess) return error;
+  const int rows = static_cast<int>(params.x.rows);
+  return LaunchKernel(FeedForwardStreamKernel<T, Shape>,
+                      {.grid = dim3(CeilDiv(rows, 128)),
+                       .block = dim3(kFeedForwardThreads),
+                       .shared_bytes = sizeof(StreamStorage<Shape>)},
+                      stream, maps, params.bias, params.b1.n, CeilDiv(params.a1.k, 64),
+                      CeilDiv(params.b1.n, Shape::kHidden), params.s, params.activation);
+}
+
+}  // namespace flashsvd
+
+#endif  // FLASHSVD_KERNELS_CUDA_FEED_FORWARD_STREAM_CUH_

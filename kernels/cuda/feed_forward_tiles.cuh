@@ -1,0 +1,208 @@
+#ifndef FLASHSVD_KERNELS_CUDA_FEED_FORWARD_TILES_CUH_
+#define FLASHSVD_KERNELS_CUDA_FEED_FORWARD_TILES_CUH_
+
+#include <cstdint>
+
+#include "kernels/cuda/feed_forward_products.cuh"
+#include "kernels/cuda/feed_forward_shape.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+// The walk over tiles of F, as a warp that brings weights and a warpgroup that uses them.
+
+namespace flashsvd {
+
+// Slots of weights, filled in the order in which the consumers use them, and buffers of bias.
+template <class Shape, int kSlots>
+struct WeightRing {
+  using Position = RingPosition<kSlots>;
+  uint8_t (*slots)[Shape::kSlotBytes];
+  float (*bias)[Shape::kHidden];
+  RingBarriers<kSlots>* barriers;
+  RingBarriers<kBiasTiles>* bias_barriers;
+};
+
+// Tiles first, first + step, ...: `count` of them.
+struct TileRange {
+  int first;
+  int step;
+  int count;
+};
+
+// Brings weights; one thread, chosen by ElectOne. All its operands are then uniform: a thread
+// chosen by its number spends several times as long on a chunk, longer than the chunk's products
+// take.
+template <class Shape, int kSlots>
+struct WeightProducer {
+  const WeightRing<Shape, kSlots> ring;
+  RingPosition<kSlots> at;
+
+  // The next chunk: a box of `bytes` at these coordinates.
+  __device__ __forceinline__ void Bring(const CUtensorMap* map, int row_group, int unit,
+                                        int bytes) {
+    ring.barriers->WaitEmpty(at);
+    uint64_t* full = &ring.barriers->full[at.slot];
+    BarrierExpect(full, bytes);
+    CopyBox3(ring.slots[at.slot], map, 0, row_group, unit, full);
+    at.Next();
+  }
+
+  __device__ __forceinline__ void BringTiles(const FeedForwardMaps& maps, const TileRange& tiles) {
+    int f = tiles.first * Shape::kHidden;
+    for (int tile = 0; tile < tiles.count; ++tile) {
+#pragma unroll
+      for (int chunk = 0; chunk < Shape::kUpChunks; ++chunk) {
+        Bring(&maps.b1, f / 8, chunk * Shape::kUpSteps * 2, Shape::kUpBytes);
+      }
+#pragma unroll
+      for (int chunk = 0; chunk < Shape::kDownChunks; ++chunk) {
+        Bring(&maps.a2, 0, f / 8 + chunk * (Shape::kDepth / 8), Shape::kSlotBytes);
+      }
+      f += tiles.step * Shape::kHidden;
+    }
+  }
+};
+
+// Brings the bias of tile number `tile` of the range; a warp, converged.
+template <class Shape, int kSlots>
+__device__ __forceinline__ void BringBias(const WeightRing<Shape, kSlots>& ring, const float* bias,
+                                          int hidden, const TileRange& tiles, int tile,
+                                          RingPosition<kBiasTiles>& at) {
+  const int lane = threadIdx.x % 32;
+  ring.bias_barriers->WaitEmpty(at);
+#pragma unroll
+  for (int i = lane; i < Shape::kHidden; i += 32) {
+    const int unit = (tiles.first + tile * tiles.step) * Shape::kHidden + i;
+    ring.bias[at.slot][i] = bias != nullptr && unit < hidden ? __ldg(bias + unit) : 0.0f;
+  }
+  __syncwarp();
+  if (lane == 0) BarrierArrive(&ring.bias_barriers->full[at.slot]);
+  at.Next();
+}
+
+// The tensor cores' turn, passed to and fro between the two warpgroups; 0 has it first.
+struct Turn {
+  int warpgroup;
+  __device__ __forceinline__ explicit Turn(int warpgroup) : warpgroup(warpgroup) {
+    if (warpgroup == 1) Pass();
+  }
+  __device__ __forceinline__ void Wait() { NamedBarrierSync(1 + warpgroup, 256); }
+  __device__ __forceinline__ void Pass() { NamedBarrierArrive(2 - warpgroup, 256); }
+};
+struct NoTurn {
+  __device__ __forceinline__ explicit NoTurn(int) {}
+  __device__ __forceinline__ void Wait() {}
+  __device__ __forceinline__ void Pass() {}
+};
+
+template <class T, class Shape, int kSlots>
+struct TileConsumer {
+  // The chunks of a long turn are all in use until its end.
+  static_assert(kSlots > Shape::kUpChunks + (Shape::kLongTurns ? Shape::kDownChunks : 0));
+
+  const WeightRing<Shape, kSlots> ring;
+  const int warpgroup;
+  RingPosition<kSlots> at;    // the next chunk to use
+  RingPosition<kSlots> done;  // the next chunk to release
+
+  __device__ __forceinline__ uint64_t Slots(int leading) const {
+    return CoreMatrixDescriptor(ring.slots, leading, 128);
+  }
+
+  // s += act(P B1' + bias) A2' over `tiles` tiles. P's first kRegisterSteps steps are in registers,
+  // the others in shared memory, [.][64][8].
+  // A turn is one product; or, kLongTurns, the second product of a tile and the first of the next:
+  // the other warpgroup then has twice as long to activate, which takes longer than one product
+  // (arithmetic and wgmma compete for the register file), but more registers and weights are in
+  // use.
+  template <class Turn>
+  __device__ __forceinline__ void Stream(RankAccumulator<Shape>& s, const uint8_t* p_shared,
+                                         const uint32_t* p_registers, int tiles,
+                                         Activation activation) {
+    if (tiles == 0) return;
+    Turn turn(warpgroup);
+    auto& barriers = *ring.barriers;
+    const uint64_t p = CoreMatrixDescriptor(p_shared, 1024, 128);
+    const uint64_t up = Slots(Shape::kHidden * 16);
+    const uint64_t down = Slots(Shape::kRank * 16);
+    float h[Shape::kHidden / 2];
+    uint32_t a[Shape::kHidden / 4];
+    const auto start = [&](int tile) {
+      RingPosition<kBiasTiles> bias_at{tile % kBiasTiles,
+                                       static_cast<uint32_t>(tile / kBiasTiles % 2)};
+      ring.bias_barriers->WaitFull(bias_at);
+      StartFromBias(h, ring.bias[bias_at.slot]);
+      PinRegisters(h);
+      __syncwarp();
+      ring.bias_barriers->Release(bias_at);
+    };
+    const auto activate = [&] {
+      PinRegisters(h);
+      ActivateTile<T>(h, a, activation);
+    };
+    start(0);
+    if constexpr (Shape::kLongTurns) {
+      turn.Wait();
+      IssueUp<T, Shape>(h, p_registers, p, up, barriers, at);
+      turn.Pass();
+      ReleaseChunks<Shape::kUpChunks, 0>(barriers, done);
+      activate();
+      for (int tile = 1; tile < tiles; ++tile) {
+        start(tile);
+        turn.Wait();
+        IssueDown<T, Shape>(s, a, down, barriers, at);
+        IssueUp<T, Shape>(h, p_registers, p, up, barriers, at);
+        turn.Pass();
+        ReleaseChunks<Shape::kDownChunks, Shape::kUpChunks>(barriers, done);
+        ReleaseChunks<Shape::kUpChunks, 0>(barriers, done);
+        activate();
+      }
+      turn.Wait();
+      IssueDown<T, Shape>(s, a, down, barriers, at);
+      turn.Pass();
+      ReleaseChunks<Shape::kDownChunks, 0>(barriers, done);
+    } else {
+      for (int tile = 0; tile < tiles; ++tile) {
+        if (tile > 0) start(tile);
+        turn.Wait();
+        IssueUp<T, Shape>(h, p_registers, p, up, barriers, at);
+        turn.Pass();
+        ReleaseChunks<Shape::kUpChunks, 0>(barriers, done);
+        activate();
+        turn.Wait();
+        IssueDown<T, Shape>(s, a, down, barriers, at);
+        turn.Pass();
+        ReleaseChunks<Shape::kDownChunks, 0>(barriers, done);
+      }
+    }
+    if (kTwiceGelu<T> && activation == Activation::kGelu) {
+      PinAccumulator<Shape>(s);
+#pragma unroll
+      for (int p = 0; p < Shape::kParts; ++p) {
+#pragma unroll
+        for (float& v : s[p]) v *= 0.5f;
+      }
+    }
+    PinAccumulator<Shape>(s);
+  }
+};
+
+template <class Shape>
+__device__ __forceinline__ void ZeroAccumulator(RankAccumulator<Shape>& s) {
+#pragma unroll
+  for (int p = 0; p < Shape::kParts; ++p) {
+#pragma unroll
+    for (int i = 0; i < Shape::kPartCols / 2; ++i) s[p][i] = 0;
+  }
+}
+
+// Where a thread's pair m of P (PackPair) lies in a warpgroup's P in shared memory.
+__device__ __forceinline__ uint32_t* PairOfP(uint8_t* p, int m) {
+  const int row = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+  return reinterpret_cast<uint32_t*>(p + row * 16 + threadIdx.x % 4 * 4 + m / 2 * 1024 +
+                                     m % 2 * 128);
+}
+
+}  // namespace flashsvd
+
+#endif  // FLASHSVD_KERNELS_CUDA_FEED_FORWARD_TILES_CUH_

@@ -1,0 +1,187 @@
+#ifndef FLASHSVD_KERNELS_CUDA_GEMM_MAINLOOP_CUH_
+#define FLASHSVD_KERNELS_CUDA_GEMM_MAINLOOP_CUH_
+
+#include <cstdint>
+
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace flashsvd {
+
+// A place in a ring of kSlots buffers: the slot, and the parity of its current use.
+template <int kSlots>
+struct RingPosition {
+  int slot = 0;
+  uint32_t phase = 0;
+  __device__ void Next() {
+    if (++slot == kSlots) {
+      slot = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// The product of a [kRows, k] tile of row-major x and a [kCols, k] tile of a packed weight W, for
+// compute capability 9.0. One producer thread streams both through shared memory; kRowGroups x
+// kColGroups consumer warpgroups multiply, each 64 rows x kN columns with float32 sums in
+// registers. Producer and consumers walk the same tiles in the same order, so the rings run on from
+// one tile to the next.
+//
+// x comes 64 columns of k at a time, a row of the 128-byte swizzle. W, the larger part, comes with
+// it (kWDepth == 64, kWSlots == kXSlots), or in parts of its own: with large tiles that lets more
+// be under way in the same memory, with small ones the additional steps cost more than that gains.
+template <class T, int kN_, int kRowGroups_, int kColGroups_, int kXSlots_, int kWSlots_,
+          int kWDepth_>
+struct GemmMainloop {
+  using Element = T;
+  static constexpr int kN = kN_;
+  static constexpr int kRowGroups = kRowGroups_;
+  static constexpr int kColGroups = kColGroups_;
+  static constexpr int kXSlots = kXSlots_;
+  static constexpr int kWSlots = kWSlots_;
+  static constexpr int kWDepth = kWDepth_;
+  static constexpr int kXDepth = 64;
+  static constexpr int kParts = kXDepth / kWDepth;  // steps for every slot of x
+  static constexpr bool kTogether = kParts == 1;    // x and W fill one slot and share its barriers
+  static_assert(!kTogether || kXSlots == kWSlots);
+  static constexpr int kGroups = kRowGroups * kColGroups;
+  static constexpr int kThreads = 128 * kGroups + 32;  // the last warp is the producer
+  static constexpr int kRows = 64 * kRowGroups;
+  static constexpr int kCols = kN * kColGroups;
+  static constexpr int kXBytes = kRows * kXDepth * 2;  // [kRows][64], 128-byte swizzle
+  static constexpr int kWBytes = kCols * kWDepth * 2;  // [kWDepth / 8][kCols][8]
+  static constexpr int kW = kXSlots * kXBytes;
+  static constexpr int kRingBytes = kW + kWSlots * kWBytes;
+
+  // In shared memory, as `ring` is, 1024-byte aligned.
+  struct Barriers {
+    uint64_t x_full[kXSlots];
+    uint64_t x_empty[kXSlots];
+    uint64_t w_full[kWSlots];
+    uint64_t w_empty[kWSlots];
+  };
+
+  struct Position {
+    RingPosition<kXSlots> x;
+    RingPosition<kWSlots> w;
+  };
+
+  static __device__ void Init(Barriers* barriers) {
+    for (int i = 0; i < kXSlots; ++i) {
+      BarrierInit(&barriers->x_full[i], 1);
+      BarrierInit(&barriers->x_empty[i], 4 * kGroups);
+    }
+    for (int i = 0; i < kWSlots; ++i) {
+      BarrierInit(&barriers->w_full[i], 1);
+      BarrierInit(&barriers->w_empty[i], 4 * kGroups);
+    }
+  }
+
+  // Of W; what lies beyond k is zero.
+  static __device__ int Steps(int k_padded) { return (k_padded + kWDepth - 1) / kWDepth; }
+
+  // ---- Producer ----
+
+  static __device__ void LoadW(char* ring, Barriers* barriers, int slot, const CUtensorMap* w,
+                               int step, int first_col) {
+    BarrierExpect(&barriers->w_full[slot], kWBytes + (kTogether ? kXBytes : 0));
+    CopyBox3(ring + kW + slot * kWBytes, w, 0, first_col / 8, step * (kWDepth / 8),
+             &barriers->w_full[slot]);
+  }
+  // The weights of the first steps of the first tile, which need not wait for the kernel before.
+  // Returns how many steps.
+  static __device__ int Prefetch(char* ring, Barriers* barriers, const CUtensorMap* w, int k_padded,
+                                 int first_col) {
+    const int steps = Steps(k_padded);
+    const int count = steps < kWSlots ? steps : kWSlots;
+    for (int step = 0; step < count; ++step) LoadW(ring, barriers, step, w, step, first_col);
+    return count;
+  }
+  // One tile, of whose steps the first `prefetched` have their weights under way.
+  static __device__ void Load(char* ring, Barriers* barriers, Position& at, const CUtensorMap* x,
+                              const CUtensorMap* w, int k_padded, int prefetched, int first_row,
+                              int first_col) {
+    const int steps = Steps(k_padded);
+    for (int step = 0; step < steps; ++step, at.w.Next()) {
+      if (!kTogether && step % kParts == 0) {
+        uint64_t* full = &barriers->x_full[at.x.slot];
+        BarrierWait(&barriers->x_empty[at.x.slot], at.x.phase ^ 1);
+        BarrierExpect(full, kXBytes);
+        CopyBox2(ring + at.x.slot * kXBytes, x, step * kWDepth, first_row, full);
+        at.x.Next();
+      }
+      if (step >= prefetched) {
+        BarrierWait(&barriers->w_empty[at.w.slot], at.w.phase ^ 1);
+        LoadW(ring, barriers, at.w.slot, w, step, first_col);
+      }
+      if (kTogether) {
+        CopyBox2(ring + at.w.slot * kXBytes, x, step * kWDepth, first_row,
+                 &barriers->w_full[at.w.slot]);
+      }
+    }
+  }
+
+  // ---- Consumers ----
+
+  // This thread's warpgroup; through a shuffle, so that the compiler knows it to be the same for
+  // the whole warp. Otherwise it waits for every product by itself.
+  static __device__ int Group() {
+    return __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 128, 0);
+  }
+
+  static __device__ void Release(uint64_t* empty) {
+    if (threadIdx.x % 32 == 0) BarrierArrive(empty);
+  }
+
+  // d = the tile's product, of warpgroup `group`; kAdd: d += it. `after_first` is called once the
+  // first step's products are under way.
+  template <bool kAdd, class AfterFirst>
+  static __device__ __forceinline__ void Multiply(float (&d)[kN / 2], char* ring,
+                                                  Barriers* barriers, Position& at, int group,
+                                                  int k_padded, const AfterFirst& after_first) {
+    const uint64_t a0 = Swizzle128Descriptor(ring + group / kColGroups * 64 * kXDepth * 2);
+    const uint64_t b0 =
+        CoreMatrixDescriptor(ring + kW + group % kColGroups * kN * 16, 16 * kCols, 128);
+    const int steps = Steps(k_padded);
+    int old_w = 0;
+    for (int step = 0; step < steps; ++step) {
+      const int part = step % kParts;
+      const int old_x = at.x.slot;
+      if (!kTogether && part == 0) {
+        if (step > 0) at.x.Next();
+        BarrierWait(&barriers->x_full[at.x.slot], at.x.phase);
+      }
+      BarrierWait(&barriers->w_full[at.w.slot], at.w.phase);
+      const int x_slot = kTogether ? at.w.slot : at.x.slot;
+      const uint64_t a = Advance(a0, x_slot * kXBytes + part * kWDepth * 2);
+      const uint64_t b = Advance(b0, at.w.slot * kWBytes);
+      PinRegisters(d);
+      WgmmaFence();
+#pragma unroll
+      for (int i = 0; i < kWDepth / 16; ++i) {
+        Wgmma<T, kN>::Shared(d, Advance(a, 32 * i), Advance(b, 32 * kCols * i),
+                             kAdd || step + i > 0);
+      }
+      WgmmaCommit();
+      if (step == 0) after_first();
+      WgmmaWait<1>();  // of the step before
+      if (step > 0) {
+        Release(&barriers->w_empty[old_w]);
+        if (!kTogether && part == 0) Release(&barriers->x_empty[old_x]);
+      }
+      old_w = at.w.slot;
+      at.w.Next();
+    }
+    WgmmaWait<0>();
+    PinRegisters(d);
+    Release(&barriers->w_empty[old_w]);
+    if (!kTogether) {
+      Release(&barriers->x_empty[at.x.slot]);
+      at.x.Next();
+    }
+  }
+};
+
+}  // namespace flashsvd
+
+#endif  // FLASHSVD_KERNELS_CUDA_GEMM_MAINLOOP_CUH_

@@ -1,0 +1,108 @@
+#include "kernels/cuda/tile_policy.h"
+
+#include <algorithm>
+#include <iterator>
+
+namespace flashsvd {
+namespace {
+
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct TileShape {
+  int rows;
+  int cols;
+};
+
+// Clocks that a multiprocessor needs for its share of x [rows, k] W' in tiles of this shape, as
+// fitted to times on an H100: a step of 64 k is bound by the products, by filling shared memory, or
+// by its latency; a tile adds its first loads and its epilogue.
+double HopperGemmClocks(TileShape tile, const DeviceFacts& device, int64_t rows, int n, int k) {
+  const int64_t tiles = CeilDiv(rows, tile.rows) * CeilDiv(n, tile.cols);
+  const int64_t waves = CeilDiv(tiles, device.num_sms);
+  const double area = double{1} * tile.rows * tile.cols;
+  const double step = std::max({area / 25.6, (tile.rows + tile.cols) * 8 / 3.0, 260.0});
+  return waves * (CeilDiv(k, 64) * step + 900 + area / 30);
+}
+
+GemmTile ChooseHopperGemmTile(const DeviceFacts& device, int64_t rows, int n, int k,
+                              bool activation) {
+  constexpr TileShape kTiles[] = {{64, 48},  {128, 128}, {64, 128}, {64, 192},
+                                  {128, 96}, {128, 192}, {128, 240}};
+  // The first two also apply an activation.
+  const auto end = activation ? kTiles + 2 : std::end(kTiles);
+  const TileShape best = *std::min_element(std::begin(kTiles), end, [&](TileShape a, TileShape b) {
+    return HopperGemmClocks(a, device, rows, n, k) < HopperGemmClocks(b, device, rows, n, k);
+  });
+  return {.path = KernelPath::kSm90, .rows = best.rows, .cols = best.cols};
+}
+
+}  // namespace
+
+GemmTile ChooseGemmTile(const DeviceFacts& device, int64_t rows, int n, int k, bool activation) {
+  if (device.path == KernelPath::kSm90) {
+    return ChooseHopperGemmTile(device, rows, n, k, activation);
+  }
+  // Large tiles reuse more; they pay once there are enough of them for every multiprocessor.
+  if (CeilDiv(rows, 128) * CeilDiv(n, 128) >= device.num_sms) {
+    // Two blocks of the deeper tile want 192 KiB of shared memory, more than an A100 has.
+    const bool deep = device.shared_bytes_per_block >= 200 * 1024;
+    return {.rows = 128, .cols = 128, .depth = deep ? 64 : 32, .stages = deep ? 3 : 4};
+  }
+  if (CeilDiv(rows, 64) * CeilDiv(n, 64) >= device.num_sms) {
+    return {.rows = 64, .cols = 64, .depth = 64, .stages = 4};
+  }
+  return {.rows = 32, .cols = 64, .depth = 128, .stages = 3};
+}
+
+bool HasFusedAddNorm(const DeviceFacts& device, int d) {
+  return device.path == KernelPath::kSm90 && d % 128 == 0 && d <= 1024;
+}
+
+AddNormTile ChooseAddNormTile(const DeviceFacts& device, int64_t rows, int d) {
+  // Wide blocks read y fewer times, narrow ones are more: the widest that still makes two blocks
+  // for every three multiprocessors.
+  constexpr int kColumns[] = {512, 384, 256, 192, 128};
+  for (const int cols : kColumns) {
+    if (d % cols != 0 || d / cols > 8) continue;
+    // A row as one block has no exchange to hide, and too little to do at a time.
+    const int64_t blocks = CeilDiv(rows, 64) * (d / cols);
+    const int64_t enough = d == cols ? device.num_sms / 2 : device.num_sms * 5 / 9;
+    if (blocks > enough || cols == 128) return {.rows = 64, .cols = cols, .cluster = d / cols};
+  }
+  return {};
+}
+
+bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_rank) {
+  return device.path == KernelPath::kSm90 && std::max(up_rank, down_rank) <= 320;
+}
+
+FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, int hidden,
+                                      int rank) {
+  // Blocks of a cluster must be neighbours, which leaves some multiprocessors unused: an H100's 132
+  // hold 66 clusters of 2, but 30 of 4 and 15 of 8.
+  const auto fit = [&](int64_t clusters, int splits) {
+    return clusters * splits * 100 <= int64_t{device.num_sms} * (splits == 2 ? 100 : 91);
+  };
+  // Every block of a cluster gets at least two tiles of F, which are up to 96 wide.
+  const int most = hidden / 192;
+  for (const int splits : {8, 4, 3, 2}) {
+    if (splits <= most && fit(CeilDiv(rows, 64), splits)) {
+      return {.rows = 64, .rank = rank, .splits = splits};
+    }
+  }
+  const bool halve = most >= 2 && fit(CeilDiv(rows, 128), 2);
+  return {.rows = 128, .rank = rank, .splits = halve ? 2 : 1};
+}
+
+int AttentionTileRows(int num_tokens) { return num_tokens >= 1408 ? 128 : 64; }
+
+AttentionTiling ChooseAttentionTiling(const DeviceFacts& device, int num_tokens, int d_qk,
+                                      int d_v) {
+  AttentionTiling tile = {.rows = AttentionTileRows(num_tokens)};
+  if (device.path == KernelPath::kSm90 && std::max(d_qk, d_v) <= 64) {
+    tile.path = KernelPath::kSm90;
+  }
+  return tile;
+}
+
+}  // namespace flashsvd

@@ -1,0 +1,77 @@
+#ifndef FLASHSVD_KERNELS_CUDA_TILE_POLICY_H_
+#define FLASHSVD_KERNELS_CUDA_TILE_POLICY_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace flashsvd {
+
+// The kernels' two families: mma.sync and cp.async (Ampere and newer), TMA and wgmma (Hopper).
+enum class KernelPath : uint8_t { kSm80, kSm90 };
+
+// What a choice depends on, read from the device once.
+struct DeviceFacts {
+  int num_sms = 0;
+  int compute_capability = 0;           // 80, 90, ...
+  size_t shared_bytes_per_block = 0;    // opt-in limit
+  KernelPath path = KernelPath::kSm80;  // the newest family that may be used
+};
+
+// y = x W': a block computes `rows` x `cols` of y, `depth` of k at a time through `stages` buffers
+// (on Hopper the kernel sets the last two itself).
+struct GemmTile {
+  KernelPath path = KernelPath::kSm80;
+  int rows = 0;
+  int cols = 0;
+  int depth = 0;
+  int stages = 0;
+};
+
+// x = LayerNorm(x + y W' + b): a cluster of `cluster` blocks computes `rows` whole rows of x, each
+// block `cols` columns of them.
+struct AddNormTile {
+  int rows = 0;
+  int cols = 0;
+  int cluster = 0;
+};
+
+// The streamed feed-forward: a block owns `rows` rows; both ranks are padded to at least `rank`.
+// `splits` > 1 shares F among a cluster of blocks, which add up their S.
+struct FeedForwardTile {
+  int rows = 0;
+  int rank = 0;
+  int splits = 1;
+};
+
+// A block attends with `rows` query rows to all keys of their sequence.
+struct AttentionTiling {
+  KernelPath path = KernelPath::kSm80;
+  int rows = 0;
+};
+
+// The choices. Pure functions of their arguments, so that a batch always runs the same kernels.
+
+// y [rows, n] = activation(x [rows, k] W' + b); `activation`: there is one.
+GemmTile ChooseGemmTile(const DeviceFacts& device, int64_t rows, int n, int k, bool activation);
+
+// Whether x = LayerNorm(x + y W' + b) over d columns has a kernel of its own, for any number of
+// rows; else it is a product and a pass over the sum.
+bool HasFusedAddNorm(const DeviceFacts& device, int d);
+// REQUIRES: HasFusedAddNorm(device, d).
+AddNormTile ChooseAddNormTile(const DeviceFacts& device, int64_t rows, int d);
+
+// Whether a factor pair of these ranks is streamed on chip; else the hidden activation of a bounded
+// number of rows goes through memory.
+bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_rank);
+// `rank`: the larger one. REQUIRES: HasStreamedFeedForward.
+FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, int hidden,
+                                      int rank);
+
+// Query rows of an attention tile, the same for all layers of a batch of `num_tokens` tokens: its
+// schedule is written once.
+int AttentionTileRows(int num_tokens);
+AttentionTiling ChooseAttentionTiling(const DeviceFacts& device, int num_tokens, int d_qk, int d_v);
+
+}  // namespace flashsvd
+
+#endif  // FLASHSVD_KERNELS_CUDA_TILE_POLICY_H_
