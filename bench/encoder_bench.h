@@ -26,7 +26,7 @@ struct EncoderBenchOptions {
   uint64_t seed = 1;
   int batch = 1;
   int length = 128;
-  int chunk_tokens = 2048;
+  int chunk_tokens = 0;  // 0: what the device likes best
   // File of raw little-endian int32 ids [batch * length]; empty: random ones.
   std::string ids_file;
   // File to write the pooled vectors to, raw float32 [batch, d], not normalised; empty: none.

@@ -115,8 +115,9 @@ void EncoderCommand::Register(CLI::App& app) {
   app.add_option("--threads", options.backend.num_threads, "0: one per core")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--chunk-tokens", options.chunk_tokens, "tokens of an attention chunk")
-      ->check(CLI::PositiveNumber)
+  app.add_option("--chunk-tokens", options.chunk_tokens,
+                 "tokens of an attention chunk; 0: what the device likes best")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--seconds", options.seconds, "measured time")->capture_default_str();
   app.add_option("--seed", options.seed, "of weights and ids")->capture_default_str();

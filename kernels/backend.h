@@ -199,6 +199,8 @@ class Backend {
   virtual int width_multiple() const { return 1; }
   // The stride, a multiple of width_multiple(), at which rows of `cols` elements are best laid out.
   virtual int64_t RowStride(int64_t cols) const { return cols; }
+  // Tokens of an attention chunk that use the device well without taking much memory.
+  virtual int chunk_tokens() const { return 2048; }
   // Whether backend memory is host memory, so that both sides of a Staging are one.
   virtual bool shares_host_memory() const { return true; }
   // Attention may write its context over the Q columns of qkv when d_v == d_qk.

@@ -13,8 +13,8 @@ namespace {
 
 // Sizes of the recorded passes: the next larger one costs at most half as much again as the batch
 // itself would.
-constexpr int kRecordedTokens[] = {16,  32,  48,  64,  96,   128,  192,
-                                   256, 384, 512, 768, 1024, 1536, 2048};
+constexpr int kRecordedTokens[] = {16,  32,  48,  64,   96,   128,  192,  256,
+                                   384, 512, 768, 1024, 1536, 2048, 3072, 4096};
 
 // `count` rows from row `first`.
 Rows RowSlice(const Rows& r, int64_t first, int64_t count, size_t element_bytes) {

@@ -21,8 +21,8 @@ namespace flashsvd {
 
 struct EncoderOptions {
   // Attention walks the batch in chunks of whole sequences of about this many tokens, and its
-  // workspace is that large (design.md section 3).
-  int chunk_tokens = 2048;
+  // workspace is that large (design.md section 3). 0: what the backend likes best.
+  int chunk_tokens = 0;
   // false: the honest baseline. The same kernels, but attention over the whole batch at once and
   // the feed-forward's [T, F] activation written out between two GEMMs.
   bool streaming = true;

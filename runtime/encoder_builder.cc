@@ -117,11 +117,13 @@ absl::StatusOr<std::unique_ptr<Encoder>> Encoder::Create(const WeightSource& wei
                                                          const ModelConfig& config,
                                                          const Backend& backend,
                                                          const EncoderOptions& options) {
-  if (options.chunk_tokens < 1) {
+  if (options.chunk_tokens < 0) {
     return absl::InvalidArgumentError(
-        fmt::format("chunk_tokens is {}, must be at least 1", options.chunk_tokens));
+        fmt::format("chunk_tokens is {}, must not be negative", options.chunk_tokens));
   }
-  auto encoder = std::unique_ptr<Encoder>(new Encoder(config, backend, options));
+  EncoderOptions resolved = options;
+  if (options.chunk_tokens == 0) resolved.chunk_tokens = backend.chunk_tokens();
+  auto encoder = std::unique_ptr<Encoder>(new Encoder(config, backend, resolved));
   FSVD_RETURN_IF_ERROR(EncoderBuilder(weights, encoder.get()).Build());
   return encoder;
 }

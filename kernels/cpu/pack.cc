@@ -5,8 +5,8 @@
 #include <memory>
 #include <utility>
 
-#include "kernels/float_convert.h"
 #include "kernels/check_args.h"
+#include "kernels/float_convert.h"
 #include "kernels/host_buffer.h"
 #include "kernels/status_macros.h"
 

@@ -225,10 +225,17 @@ struct SplitConsumer {
   __device__ __forceinline__ void ReduceColumns(const RankAccumulator<Shape>& s, const Rows& out,
                                                 int first_row) {
     BeginReduce();
+    // Each warpgroup hands over one half of the columns and adds up the other.
     if (tiles.warpgroup == 0) {
-      AddWarpgroups<0>(s);
+      HandOver<0>(s);
     } else {
-      AddWarpgroups<1>(s);
+      HandOver<1>(s);
+    }
+    NamedBarrierSync(3, 256);
+    if (tiles.warpgroup == 0) {
+      AddOwn<0>(s);
+    } else {
+      AddOwn<1>(s);
     }
     FenceAsyncProxy();
     NamedBarrierSync(3, 256);
@@ -255,20 +262,27 @@ struct SplitConsumer {
     EndReduce();
   }
 
-  // SumOut = the two warpgroups' s: each adds up one half of the columns.
+  // Quads [kFirst, kEnd) that the warpgroup adds up.
   template <int kWarpgroup>
-  __device__ __forceinline__ void AddWarpgroups(const RankAccumulator<Shape>& s) {
-    constexpr int kHalf = Storage::kQuads / 2;
-    constexpr int kOwn = kWarpgroup == 0 ? 0 : kHalf;
-    constexpr int kOwnEnd = kWarpgroup == 0 ? kHalf : Storage::kQuads;
+  struct OwnQuads {
+    static constexpr int kFirst = kWarpgroup == 0 ? 0 : Storage::kQuads / 2;
+    static constexpr int kEnd = kWarpgroup == 0 ? Storage::kQuads / 2 : Storage::kQuads;
+  };
+  template <int kWarpgroup>
+  __device__ __forceinline__ void HandOver(const RankAccumulator<Shape>& s) {
+    using Own = OwnQuads<kWarpgroup>;
     float4* sums = storage.SumOut() + threadIdx.x % 128;
 #pragma unroll
     for (int q = 0; q < Storage::kQuads; ++q) {
-      if (q < kOwn || q >= kOwnEnd) sums[q * 128] = Quad(s, q);
+      if (q < Own::kFirst || q >= Own::kEnd) sums[q * 128] = Quad(s, q);
     }
-    NamedBarrierSync(3, 256);
+  }
+  template <int kWarpgroup>
+  __device__ __forceinline__ void AddOwn(const RankAccumulator<Shape>& s) {
+    using Own = OwnQuads<kWarpgroup>;
+    float4* sums = storage.SumOut() + threadIdx.x % 128;
 #pragma unroll
-    for (int q = kOwn; q < kOwnEnd; ++q) sums[q * 128] = Add(sums[q * 128], Quad(s, q));
+    for (int q = Own::kFirst; q < Own::kEnd; ++q) sums[q * 128] = Add(sums[q * 128], Quad(s, q));
   }
 
   __device__ __forceinline__ void Put(const Rows& out, int row, int col, float x, float y) const {

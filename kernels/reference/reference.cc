@@ -4,8 +4,8 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/float_convert.h"
 #include "kernels/check_args.h"
+#include "kernels/float_convert.h"
 #include "kernels/host_buffer.h"
 #include "kernels/status_macros.h"
 

@@ -46,7 +46,7 @@ struct Loaded {
 };
 
 Loaded Load(const WeightSource& weights, const ModelConfig& config, const Backend& backend,
-            int max_tokens, int max_sequences, int chunk_tokens = 2048) {
+            int max_tokens, int max_sequences, int chunk_tokens = 0) {
   auto encoder = Encoder::Create(weights, config, backend, {.chunk_tokens = chunk_tokens});
   EXPECT_TRUE(encoder.ok()) << encoder.status();
   auto slot =
