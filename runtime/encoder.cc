@@ -134,8 +134,26 @@ absl::StatusOr<std::unique_ptr<ExecutionSlot>> Encoder::MakeSlot(const BatchShap
   FSVD_ASSIGN_OR_RETURN(std::unique_ptr<Stream> stream, backend_.MakeStream());
   auto slot = std::unique_ptr<ExecutionSlot>(
       new ExecutionSlot(Arena(std::move(memory)), std::move(staging), std::move(stream), limit));
-  if (backend_.can_record() && options_.streaming) FSVD_RETURN_IF_ERROR(Record(*slot));
+  if (backend_.can_record() && options_.streaming) {
+    FSVD_RETURN_IF_ERROR(Record(*slot));
+    FSVD_RETURN_IF_ERROR(WarmUp(*slot));
+  }
   return slot;
+}
+
+absl::Status Encoder::WarmUp(ExecutionSlot& slot) const {
+  const BatchShape& limit = slot.limit_;
+  const int longest = std::min(limit.max_seqlen, config_.max_positions);
+  const int recorded = slot.recordings_.empty() ? 0 : slot.recordings_.back().tokens;
+  for (int tokens = limit.tokens; tokens > recorded; tokens = tokens * 3 / 4) {
+    PackedBatch batch;
+    while (batch.num_tokens() < tokens && batch.num_sequences() < limit.sequences) {
+      const std::vector<int32_t> zeros(std::min(longest, tokens - batch.num_tokens()), 0);
+      batch.Append(zeros, zeros);
+    }
+    FSVD_RETURN_IF_ERROR(Forward(batch, slot).status());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Encoder::Record(ExecutionSlot& slot) const {

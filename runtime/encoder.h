@@ -98,7 +98,8 @@ class Encoder {
   // Bytes of input and output staging of a slot with these limits, host and device together.
   size_t StagingBytes(const BatchShape& limit) const;
 
-  // Allocates a slot for batches within the limits, and records its graphs.
+  // Allocates a slot for batches within the limits; where the backend records, also records its
+  // graphs and runs a few large batches.
   absl::StatusOr<std::unique_ptr<ExecutionSlot>> MakeSlot(const BatchShape& limit) const;
 
   // Runs one batch; the pooled vectors are in slot.output(). Allocates nothing. Returns the bytes
@@ -124,6 +125,9 @@ class Encoder {
   absl::Status Validate(const PackedBatch& batch) const;
   int ChunkTarget(int num_tokens) const;
   absl::Status Record(ExecutionSlot& slot) const;
+  // Runs batches of the sizes beyond the recorded ones, so that the device has loaded every kernel
+  // that they need before the first request does.
+  absl::Status WarmUp(ExecutionSlot& slot) const;
   // Enqueues the pass over what is staged.
   absl::Status Enqueue(const ActivationPlan& plan, ExecutionSlot& slot) const;
   absl::Status Attention(const Layer& layer, const Rows& x, const ActivationPlan& plan,

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -304,6 +305,51 @@ TEST(EncoderTest, ForwardAllocatesNothing) {
   const bool ok = loaded.encoder->Forward(batch, *loaded.slot).ok();
   EXPECT_EQ(testing::NumAllocations() - before, 0);
   EXPECT_TRUE(ok);
+}
+
+// A device with graphs, as far as the encoder sees: what is recorded runs at once.
+class RecordingBackend : public testing::PaintedBackend {
+ public:
+  using PaintedBackend::PaintedBackend;
+  bool can_record() const override { return true; }
+  absl::StatusOr<std::unique_ptr<Graph>> Record(
+      Stream&, const std::function<absl::Status()>& enqueue) const override {
+    const absl::Status status = enqueue();
+    if (!status.ok()) return status;
+    ++recorded;
+    return std::make_unique<Graph>();
+  }
+  absl::Status Replay(const Graph&, Stream&) const override {
+    ++replayed;
+    return absl::OkStatus();
+  }
+  absl::Status Embed(const EmbedArgs& args, Stream& stream) const override {
+    embedded.push_back(args.batch.num_tokens);
+    return PaintedBackend::Embed(args, stream);
+  }
+
+  mutable int recorded = 0;
+  mutable int replayed = 0;
+  mutable std::vector<int> embedded;  // tokens
+};
+
+TEST(EncoderTest, RecordsSmallBatchesAndWarmsUpForLargeOnes) {
+  const RandomWeights weights(
+      {.layout = LinearLayout::kPerHead, .rank_qkv = 6, .rank_ffn = 24, .rank_out = 20});
+  const RecordingBackend backend(Cpu(DType::kF32));
+  const ModelConfig config = SmallConfig();
+  Loaded loaded = Load(weights, config, backend, 200, 3, {.chunk_tokens = 100});
+  // Recorded up to a chunk; then batches of up to the limit, for what is launched directly.
+  EXPECT_EQ(backend.recorded, 5);
+  EXPECT_THAT(backend.embedded, ::testing::ElementsAre(16, 32, 48, 64, 96, 200, 150, 112));
+  backend.embedded.clear();
+
+  ASSERT_TRUE(loaded.encoder->Forward(UniformBatch(3, 20, config.vocab), *loaded.slot).ok());
+  EXPECT_EQ(backend.replayed, 1);  // 60 tokens as 64
+  EXPECT_TRUE(backend.embedded.empty());
+  ASSERT_TRUE(loaded.encoder->Forward(UniformBatch(3, 40, config.vocab), *loaded.slot).ok());
+  EXPECT_EQ(backend.replayed, 1);
+  EXPECT_THAT(backend.embedded, ::testing::ElementsAre(120));
 }
 
 // --- refusals ------------------------------------------------------------------------------------

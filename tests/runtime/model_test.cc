@@ -111,6 +111,20 @@ TEST_F(ModelTest, MemoryAddsUpToWhatTheBudgetAllows) {
   EXPECT_THAT(std::string(refused.message()), HasSubstr("smallest budget that would do"));
 }
 
+TEST_F(ModelTest, ReplicasTakeTheirMemoryOfEachDevice) {
+  const auto one = Load();
+  ASSERT_TRUE(one.ok()) << one.status();
+  options_.devices = {0, 0};
+  const auto two = Load();
+  ASSERT_TRUE(two.ok()) << two.status();
+  EXPECT_EQ((*one)->num_replicas(), 1);
+  EXPECT_EQ((*two)->num_replicas(), 2);
+  EXPECT_EQ((*two)->memory().weights, 2 * (*one)->memory().weights);
+  EXPECT_EQ((*two)->memory().arenas, 2 * (*one)->memory().arenas);
+  EXPECT_EQ((*two)->memory().io, 2 * (*one)->memory().io);
+  EXPECT_EQ((*two)->load_allocations(), 2 * (*one)->load_allocations());
+}
+
 TEST_F(ModelTest, CountsDeviceAllocationsOfLoadingAndServingApart) {
   const auto model = Load();
   ASSERT_TRUE(model.ok()) << model.status();
