@@ -69,7 +69,7 @@ void PrintTable(const std::vector<EncoderBenchResult>& results) {
 
 struct EncoderCommand {
   EncoderBenchOptions options;
-  std::string dtype = "f32";
+  std::string dtype = "auto";
   std::vector<int> ranks;
   bool json = false;
 
@@ -100,8 +100,11 @@ void EncoderCommand::Register(CLI::App& app) {
                  "file of raw int32 token ids [batch * length]; default: random");
   app.add_option("--output", options.output_file,
                  "write the pooled vectors there, raw float32 [batch, dimensions]");
-  app.add_option("--dtype", dtype, "f32 and bf16 on a CPU, f16 and bf16 on CUDA devices")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+  app.add_option(
+         "--dtype", dtype,
+         "f32 and bf16 on a CPU, f16 and bf16 on CUDA devices; auto: the first of them that "
+         "loses no range (f32, bf16)")
+      ->check(CLI::IsMember({"auto", "f32", "f16", "bf16"}))
       ->capture_default_str();
   app.add_option("--device", options.backend.device, "auto, cpu, cuda or reference")
       ->capture_default_str();
@@ -140,6 +143,10 @@ int EncoderCommand::Run() {
     options.rank_qkv = ranks[0];
     options.rank_ffn = ranks[1];
     options.rank_out = ranks[2];
+  }
+  if (dtype == "auto") {
+    const std::string& device = options.backend.device;
+    dtype = device == "cuda" || (device == "auto" && HasCuda()) ? "bf16" : "f32";
   }
   options.backend.dtype = dtype == "bf16"  ? DType::kBF16
                           : dtype == "f16" ? DType::kF16
