@@ -14,7 +14,7 @@ deps:
 build: deps  ## build everything, optimised, into build/cpu-release/bin
 	@tools/build-and-test.sh cpu-release --build-only
 
-build-cuda: deps  ## the same with the CUDA backend, into build/cuda-release/bin; needs nvcc 12.4 or newer, no GPU
+build-cuda: deps  ## the same with the CUDA backend, into build/cuda-release/bin; needs nvcc 13, no GPU
 	@tools/build-and-test.sh cuda-release --build-only
 
 test: deps  ## build and run every test

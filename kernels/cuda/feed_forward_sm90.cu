@@ -6,7 +6,6 @@
 // The streamed feed-forward on Hopper. Which tiles there are:
 //   rank    at most 320: the kernels pad both ranks to 64, 128, 192, 240, 256 or 320
 //   rows    128 with splits 1 or 2; 64 with splits 2 to 16
-//
 // cudaErrorInvalidValue for any other, and for an empty x. Of clusters of more than 8 blocks only a
 // few fit on a device at a time; the launch fails where none does.
 

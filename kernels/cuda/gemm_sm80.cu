@@ -3,7 +3,6 @@
 //   128, 128, 64, 3   many rows (two blocks a multiprocessor need 192 KiB of shared memory)
 //   128, 128, 32, 4   the same with less shared memory (128 KiB)
 //   64, 64, 64, 4     too few tiles of 128 x 128 for all multiprocessors
-//   64, 64, 32, 4     the same with less shared memory
 //   32, 64, 128, 3    a few hundred rows and fewer
 //
 // A block walks k through a ring of kStages buffers. Fragments of the next 16 of k are loaded while
@@ -230,8 +229,8 @@ cudaError_t LaunchGemmSm80(const GemmParams& params, DType dtype, const GemmTile
   if (params.y.rows <= 0 || params.y.cols <= 0) return cudaSuccess;
   return VisitFloat(dtype, [&]<typename T>() {
     return LaunchTile<T, Shape<128, 128, 64, 3, 64, 64, 2>, Shape<128, 128, 32, 4, 64, 64, 2>,
-                      Shape<64, 64, 64, 4, 32, 32, 3>, Shape<64, 64, 32, 4, 32, 32, 4>,
-                      Shape<32, 64, 128, 3, 16, 32, 3>>(params, tile, stream);
+                      Shape<64, 64, 64, 4, 32, 32, 3>, Shape<32, 64, 128, 3, 16, 32, 3>>(
+        params, tile, stream);
   });
 }
 

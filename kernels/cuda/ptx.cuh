@@ -148,15 +148,6 @@ __device__ __forceinline__ void BarrierInitFence() {
 __device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
-// Arrives at the same barrier of block `rank` of the cluster.
-__device__ __forceinline__ void BarrierArriveCluster(uint64_t* barrier, uint32_t rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(
-          SharedAddress(barrier)),
-      "r"(rank)
-      : "memory");
-}
 // The same for a barrier that orders no ordinary stores across blocks: spares the fence, which
 // waits for all of the thread's memory operations.
 __device__ __forceinline__ void BarrierArriveClusterRelaxed(uint64_t* barrier, uint32_t rank) {
@@ -226,23 +217,6 @@ __device__ __forceinline__ void CopyBox3(void* shared, const CUtensorMap* map, i
       "l"(map), "r"(SharedAddress(barrier)), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
-// The same into the shared memory of every block of the cluster in `mask`, at the same offset.
-__device__ __forceinline__ void CopyBox2Multicast(void* shared, const CUtensorMap* map, int x,
-                                                  int y, uint64_t* barrier, uint16_t mask) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(SharedAddress(shared)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(x), "r"(y), "h"(mask)
-      : "memory");
-}
-__device__ __forceinline__ void CopyBox3Multicast(void* shared, const CUtensorMap* map, int x,
-                                                  int y, int z, uint64_t* barrier, uint16_t mask) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(SharedAddress(shared)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(x), "r"(y), "r"(z), "h"(mask)
-      : "memory");
-}
 // A box of shared memory to global memory; rows outside the tensor are not written.
 __device__ __forceinline__ void StoreBox2(const CUtensorMap* map, const void* shared, int x,
                                           int y) {
@@ -284,14 +258,6 @@ __device__ __forceinline__ uint32_t ClusterAddress(const void* shared, uint32_t 
                : "r"(SharedAddress(shared)), "r"(rank));
   return address;
 }
-__device__ __forceinline__ float2 LoadCluster2(uint32_t address) {
-  float2 v;
-  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
-               : "=f"(v.x), "=f"(v.y)
-               : "r"(address)
-               : "memory");
-  return v;
-}
 // `bytes` (a multiple of 16) of this block's shared memory to the cluster address `to`; completes
 // on the barrier at the cluster address `barrier`, in the receiving block.
 __device__ __forceinline__ void CopyToCluster(uint32_t to, const void* shared, uint32_t bytes,
@@ -301,10 +267,6 @@ __device__ __forceinline__ void CopyToCluster(uint32_t to, const void* shared, u
       "[%3];" ::"r"(to),
       "r"(SharedAddress(shared)), "r"(bytes), "r"(barrier)
       : "memory");
-}
-__device__ __forceinline__ void StoreCluster2(uint32_t address, float2 v) {
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v.x), "f"(v.y)
-               : "memory");
 }
 // The same without waiting; counts 8 bytes on `barrier`, a cluster address in the same block, once
 // the value can be seen there.
