@@ -273,19 +273,16 @@ absl::Status CpuBackend::Embed(const EmbedArgs& args, Stream&) const {
     task.x_stride = args.x.stride;
     task.d = static_cast<int>(args.x.cols);
     task.norm = ToTask(args.norm);
-    const int32_t* cu = batch.host_cu_seqlens;
-    // The sequence of the first row, then one task for each sequence that the block touches.
-    int sequence =
-        static_cast<int>(std::upper_bound(cu, cu + batch.num_sequences + 1, first) - cu) - 1;
-    for (int64_t row = first; row < first + rows; ++sequence) {
-      const int64_t end = std::min<int64_t>(cu[sequence + 1], first + rows);
+    // One task for each run of rows with ascending positions.
+    for (int64_t row = first, end; row < first + rows; row = end) {
+      end = row + 1;
+      while (end < first + rows && batch.positions[end] == batch.positions[end - 1] + 1) ++end;
       task.ids = batch.ids + row;
       task.type_ids = batch.type_ids + row;
-      task.first_position = static_cast<int>(row - cu[sequence]);
+      task.first_position = batch.positions[row];
       task.rows = static_cast<int>(end - row);
       task.x = MutableAt(args.x, row);
       kernels_.embed(task);
-      row = end;
     }
   });
   return absl::OkStatus();
