@@ -145,8 +145,7 @@ int EncoderCommand::Run() {
     options.rank_out = ranks[2];
   }
   if (dtype == "auto") {
-    const std::string& device = options.backend.device;
-    dtype = device == "cuda" || (device == "auto" && HasCuda()) ? "bf16" : "f32";
+    dtype = ResolveDevice(options.backend.device, false) == "cuda" ? "bf16" : "f32";
   }
   options.backend.dtype = dtype == "bf16"  ? DType::kBF16
                           : dtype == "f16" ? DType::kF16

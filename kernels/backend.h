@@ -189,7 +189,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // Such as "cpu/avx512_bf16" or "cuda:0/sm_90"; for logs and metrics.
+  // Such as "cpu/avx512_bf16" or "cuda:0/sm90"; for logs and metrics.
   virtual std::string_view name() const = 0;
   virtual DType dtype() const = 0;
   virtual int num_threads() const = 0;

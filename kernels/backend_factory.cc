@@ -30,9 +30,13 @@ bool HasCuda() {
 #endif
 }
 
+std::string ResolveDevice(const std::string& device, bool wants_f32) {
+  if (device != "auto") return device;
+  return !wants_f32 && HasCuda() ? "cuda" : "cpu";
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options) {
-  std::string device = options.device;
-  if (device == "auto") device = options.dtype != DType::kF32 && HasCuda() ? "cuda" : "cpu";
+  const std::string device = ResolveDevice(options.device, options.dtype == DType::kF32);
   if (device == "cuda") return MakeCuda(options);
   if (device == "cpu") {
     return CpuBackend::Create(options.dtype, options.num_threads, options.cpu_isa);

@@ -10,8 +10,7 @@
 namespace flashsvd {
 
 struct BackendOptions {
-  // "cpu", "cuda", "reference", or "auto": cuda when HasCuda() and the dtype is one it computes in,
-  // else cpu.
+  // "cpu", "cuda", "reference", or "auto" (ResolveDevice).
   std::string device = "auto";
   // Which of several CUDA devices.
   int device_index = 0;
@@ -29,6 +28,10 @@ struct BackendOptions {
 
 // Whether this build has the CUDA backend and this machine a device that it can use.
 bool HasCuda();
+
+// What "auto" means here: cuda when HasCuda(), unless float32 is wanted, which is the CPU's alone;
+// any other device is itself.
+std::string ResolveDevice(const std::string& device, bool wants_f32);
 
 // InvalidArgument names an unknown device, an ISA this CPU lacks, or an unsupported dtype.
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);

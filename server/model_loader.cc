@@ -91,19 +91,9 @@ void LogModel(Model& model) {
 
 }  // namespace
 
-namespace {
-
-// "cuda" or what config.device says; f32 is the CPU's alone.
-std::string ResolveDevice(const ServerConfig& config) {
-  if (config.device != "auto") return config.device;
-  return config.dtype != "f32" && HasCuda() ? "cuda" : "cpu";
-}
-
-}  // namespace
-
 absl::StatusOr<BackendOptions> ResolveBackend(const ServerConfig& config) {
   BackendOptions options;
-  options.device = ResolveDevice(config);
+  options.device = ResolveDevice(config.device, config.dtype == "f32");
   options.num_threads = config.threads;
   if (config.cpu_isa != "auto") options.cpu_isa = config.cpu_isa;
   if (config.dtype != "auto") {
@@ -121,7 +111,7 @@ absl::StatusOr<BackendOptions> ResolveBackend(const ServerConfig& config) {
 }
 
 std::string DeviceLabel(const ServerConfig& config) {
-  const std::string device = ResolveDevice(config);
+  const std::string device = ResolveDevice(config.device, config.dtype == "f32");
   return device == "cuda" ? fmt::format("cuda:{}", fmt::join(config.devices, ",")) : device;
 }
 
