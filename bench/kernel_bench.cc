@@ -119,8 +119,7 @@ class KernelBench {
   }
 
   static double Flops(const Linear& linear, double tokens) {
-    const double in = linear.in(), out = linear.out(), rank = linear.rank();
-    return 2 * tokens * (rank == 0 ? in * out : rank * (in + out));
+    return 2 * tokens * static_cast<double>(linear.parameters());
   }
 
   // As many runs as fit into the time, after one to warm up.

@@ -25,14 +25,16 @@ enum class Activation : uint8_t {
 };
 
 // A linear map in host memory, float32, borrowed for the call: dense when rank == 0, a factor pair
-// y = B (A x) + bias otherwise.
+// y = B (A x) + bias otherwise; or, groups > 1, as many pairs of one size that read the same x:
+// group g gives out / groups of the outputs from rank rows of a.
 struct LinearSource {
   int in = 0;
   int out = 0;
-  int rank = 0;
-  const float* weight = nullptr;  // [out, in]   rank == 0
-  const float* a = nullptr;       // [rank, in]  rank > 0
-  const float* b = nullptr;       // [out, rank] rank > 0
+  int rank = 0;                   // of a pair
+  int groups = 1;                 // divides out; 1 when rank == 0
+  const float* weight = nullptr;  // [out, in]            rank == 0
+  const float* a = nullptr;       // [groups * rank, in]  rank > 0
+  const float* b = nullptr;       // [out, rank]          rank > 0
   const float* bias = nullptr;    // [out], or null for zero
 };
 
@@ -44,14 +46,18 @@ class Linear {
   int in() const { return in_; }
   int out() const { return out_; }
   int rank() const { return rank_; }  // 0: dense
+  int groups() const { return groups_; }
+  int64_t parameters() const {
+    return rank_ == 0 ? int64_t{in_} * out_ : int64_t{rank_} * (int64_t{groups_} * in_ + out_);
+  }
   size_t bytes() const { return bytes_; }
 
  protected:
-  Linear(int in, int out, int rank, size_t bytes)
-      : in_(in), out_(out), rank_(rank), bytes_(bytes) {}
+  Linear(int in, int out, int rank, int groups, size_t bytes)
+      : in_(in), out_(out), rank_(rank), groups_(groups), bytes_(bytes) {}
 
  private:
-  int in_, out_, rank_;
+  int in_, out_, rank_, groups_;
   size_t bytes_;
 };
 
@@ -116,7 +122,8 @@ struct EmbedArgs {
   Rows x;  // [T, d] out
 };
 
-// y = activation(W x + b). A factor pair keeps its [T, r] middle on chip.
+// y = activation(W x + b). A factor pair keeps its [T, r] middle on chip. The only operation that
+// takes a linear map of several groups.
 struct ProjectArgs {
   const Linear* linear = nullptr;
   Rows x;  // [n, in]

@@ -20,6 +20,11 @@ void CheckLinear(const Linear* linear, int64_t in, int64_t out, const char* name
              static_cast<long long>(in), static_cast<long long>(out));
 }
 
+void CheckOneGroup(const Linear* linear, const char* name) {
+  FSVD_CHECK(linear->groups() == 1, "%s has %d groups of factor pairs, only Project takes those",
+             name, linear->groups());
+}
+
 void CheckNorm(const LayerNormParams& norm) {
   FSVD_CHECK(norm.gamma != nullptr && norm.beta != nullptr, "LayerNorm lacks gamma or beta");
 }
@@ -75,6 +80,7 @@ void CheckArgs(const ProjectAddNormArgs& args) {
   CheckRows(args.x, "x");
   CheckNorm(args.norm);
   CheckLinear(args.linear, args.y.cols, args.x.cols, "the projection");
+  CheckOneGroup(args.linear, "the projection");
   FSVD_CHECK(args.x.rows == args.y.rows, "%lld rows in, %lld out",
              static_cast<long long>(args.y.rows), static_cast<long long>(args.x.rows));
 }
@@ -85,6 +91,8 @@ void CheckArgs(const FeedForwardArgs& args) {
   FSVD_CHECK(args.up != nullptr && args.down != nullptr, "a feed-forward without weights");
   CheckLinear(args.up, args.x.cols, args.down->in(), "up");
   CheckLinear(args.down, args.up->out(), args.x.cols, "down");
+  CheckOneGroup(args.up, "up");
+  CheckOneGroup(args.down, "down");
 }
 
 void CheckArgs(const PoolArgs& args) {
@@ -100,6 +108,11 @@ absl::Status ValidateLinearSource(const LinearSource& source) {
         "a linear map of in " + std::to_string(source.in) + ", out " + std::to_string(source.out) +
         ", rank " + std::to_string(source.rank) +
         (dense ? " needs a weight" : " needs its two factors") + " and positive sizes");
+  }
+  if (source.groups < 1 || source.out % source.groups != 0 || (dense && source.groups > 1)) {
+    return absl::InvalidArgumentError("a linear map of out " + std::to_string(source.out) +
+                                      ", rank " + std::to_string(source.rank) + " cannot have " +
+                                      std::to_string(source.groups) + " groups of factor pairs");
   }
   return absl::OkStatus();
 }

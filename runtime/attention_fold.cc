@@ -98,7 +98,8 @@ void FoldValueBias(const std::vector<float>& bv, HostLinear* o) {
   }
 }
 
-// Stacks `next` under `first`: both dense, or two factor pairs with one A (`shared`).
+// Stacks the outputs of `next` under those of `first`: both dense, or both factor pairs, whose A is
+// left alone.
 void Stack(const HostLinear& next, HostLinear* first) {
   if (!first->bias.empty() || !next.bias.empty()) {
     first->bias.resize(first->out);
@@ -157,7 +158,7 @@ void WidenOutputs(const std::vector<int>& num_heads, const std::vector<int>& fro
 }  // namespace
 
 LinearSource HostLinear::source() const {
-  LinearSource s{.in = in, .out = out, .rank = rank};
+  LinearSource s{.in = in, .out = out, .rank = rank, .groups = groups};
   if (rank > 0) {
     s.a = a.data();
     s.b = b.data();
@@ -257,6 +258,23 @@ FoldedAttention PadHeadDims(FoldedAttention folded, int heads, int multiple) {
   reads = WidenBlocks(reads, folded.d_v, d_v);
   folded.d_qk = d_qk;
   folded.d_v = d_v;
+  return folded;
+}
+
+FoldedAttention GroupPairs(FoldedAttention folded) {
+  std::vector<FoldedAttention::Projection> grouped;
+  for (FoldedAttention::Projection& p : folded.projections) {
+    HostLinear* last = grouped.empty() ? nullptr : &grouped.back().linear;
+    if (last != nullptr && p.linear.rank > 0 && last->rank == p.linear.rank &&
+        last->out / last->groups == p.linear.out) {
+      Stack(p.linear, last);
+      last->a.insert(last->a.end(), p.linear.a.begin(), p.linear.a.end());
+      ++last->groups;
+    } else {
+      grouped.push_back(std::move(p));
+    }
+  }
+  folded.projections = std::move(grouped);
   return folded;
 }
 

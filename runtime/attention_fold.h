@@ -8,13 +8,15 @@
 
 namespace flashsvd {
 
-// A linear map that owns its float32 values: dense (rank 0) or a factor pair.
+// A linear map that owns its float32 values: dense (rank 0), a factor pair or several
+// (LinearSource).
 struct HostLinear {
   int in = 0;
   int out = 0;
   int rank = 0;
+  int groups = 1;
   std::vector<float> weight;  // [out, in]
-  std::vector<float> a;       // [rank, in]
+  std::vector<float> a;       // [groups * rank, in]
   std::vector<float> b;       // [out, rank]
   std::vector<float> bias;    // [out], or empty for zero
 
@@ -55,6 +57,10 @@ FoldedAttention FoldAttention(const LinearWeights& q, const LinearWeights& k,
 // Rounds d_qk and d_v up to multiples of `multiple`, with zero rows and columns: scores and outputs
 // stay what they are.
 FoldedAttention PadHeadDims(FoldedAttention folded, int heads, int multiple);
+
+// Makes neighbouring factor pairs of one rank and width one projection of several groups: their
+// first products, which read the same x, can then run as one.
+FoldedAttention GroupPairs(FoldedAttention folded);
 
 }  // namespace flashsvd
 

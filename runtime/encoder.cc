@@ -202,15 +202,12 @@ double Encoder::Flops(const PackedBatch& batch) const {
     const double length = batch.cu_seqlens[s + 1] - batch.cu_seqlens[s];
     pairs += length * length;
   }
-  const auto parameters = [](const Linear& linear) {
-    const double in = linear.in(), out = linear.out();
-    return linear.rank() > 0 ? linear.rank() * (in + out) : in * out;
-  };
   double flops = 0;
   for (const Layer& layer : layers_) {
-    double linear = parameters(*layer.output) + parameters(*layer.up) + parameters(*layer.down);
-    for (const Layer::Projection& p : layer.projections) linear += parameters(*p.linear);
-    flops += 2 * linear * batch.num_tokens() + 2 * pairs * config_.heads * (layer.d_qk + layer.d_v);
+    int64_t linear = layer.output->parameters() + layer.up->parameters() + layer.down->parameters();
+    for (const Layer::Projection& p : layer.projections) linear += p.linear->parameters();
+    flops +=
+        2.0 * linear * batch.num_tokens() + 2 * pairs * config_.heads * (layer.d_qk + layer.d_v);
   }
   return flops;
 }

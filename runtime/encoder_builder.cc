@@ -86,8 +86,9 @@ class EncoderBuilder {
     FSVD_ASSIGN_OR_RETURN(const LinearWeights v, LoadLinear(prefix + "attention.self.value", d, d));
     FSVD_ASSIGN_OR_RETURN(const LinearWeights o,
                           LoadLinear(prefix + "attention.output.dense", d, d));
-    const FoldedAttention folded = PadHeadDims(FoldAttention(q, k, v, o, config_.heads),
-                                               config_.heads, encoder_.backend_.width_multiple());
+    const FoldedAttention folded =
+        GroupPairs(PadHeadDims(FoldAttention(q, k, v, o, config_.heads), config_.heads,
+                               encoder_.backend_.width_multiple()));
     layer.d_qk = folded.d_qk;
     layer.d_v = folded.d_v;
     for (const FoldedAttention::Projection& p : folded.projections) {

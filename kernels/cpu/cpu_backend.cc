@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <utility>
+#include <vector>
 
 #include "kernels/check_args.h"
 #include "kernels/cpu/cpu_count.h"
@@ -32,9 +33,11 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 NormTask ToTask(const LayerNormParams& norm) { return {norm.gamma, norm.beta, norm.epsilon}; }
 
-const PackedLinear* Packed(const Linear* linear) {
-  return &static_cast<const CpuLinear*>(linear)->packed();
+const std::vector<PackedLinear>& Parts(const Linear* linear) {
+  return static_cast<const CpuLinear*>(linear)->parts();
 }
+// Of a linear map of one group; of several, their common shape.
+const PackedLinear* Packed(const Linear* linear) { return &Parts(linear).front(); }
 
 void CheckScratch(Scratch scratch, size_t needed, const char* operation) {
   FSVD_CHECK(scratch.bytes >= needed && (needed == 0 || scratch.data != nullptr),
@@ -160,9 +163,14 @@ absl::Status CpuBackend::Project(const ProjectArgs& args, Scratch scratch, Strea
                [&](int64_t first, int rows, void* workspace) {
                  ProjectTask block = task;
                  block.x = At(args.x, first);
-                 block.y = MutableAt(args.y, first);
                  block.rows = rows;
-                 kernels_.project(block, workspace);
+                 int64_t column = 0;
+                 for (const PackedLinear& part : Parts(args.linear)) {
+                   block.linear = &part;
+                   block.y = MutableAt(args.y, first, column);
+                   kernels_.project(block, workspace);
+                   column += part.out;
+                 }
                });
   return absl::OkStatus();
 }

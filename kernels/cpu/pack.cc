@@ -46,35 +46,54 @@ PackedMatrix PackMatrix(const float* matrix, int in, int out, DType dtype, void*
   return {panels, stride, in, out};
 }
 
+// Bytes of one packed matrix, or of a factor pair, and its bias.
+size_t PartBytes(int in, int out, int rank, DType dtype) {
+  const int first_out = rank == 0 ? out : rank;
+  return ArenaAlign(PanelBytes(in, first_out, dtype)) +
+         (rank == 0 ? 0 : ArenaAlign(PanelBytes(rank, out, dtype))) +
+         ArenaAlign(RoundUp(out, kPanel) * sizeof(float));
+}
+
+// Of group `group`, into PartBytes of zeros at `base`.
+PackedLinear PackPart(const LinearSource& source, int group, DType dtype, std::byte* base) {
+  const int in = source.in, rank = source.rank, out = source.out / source.groups;
+  const int64_t first_output = int64_t{group} * out;
+  const int first_out = rank == 0 ? out : rank;
+  PackedLinear packed = {};
+  packed.in = in;
+  packed.out = out;
+  packed.rank = rank;
+  packed.first = PackMatrix(rank == 0 ? source.weight : source.a + int64_t{group} * rank * in, in,
+                            first_out, dtype, base);
+  base += ArenaAlign(PanelBytes(in, first_out, dtype));
+  if (rank > 0) {
+    packed.second = PackMatrix(source.b + first_output * rank, rank, out, dtype, base);
+    base += ArenaAlign(PanelBytes(rank, out, dtype));
+  }
+  auto* bias = reinterpret_cast<float*>(base);
+  if (source.bias != nullptr) std::memcpy(bias, source.bias + first_output, out * sizeof(float));
+  packed.bias = bias;
+  return packed;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(const LinearSource& source,
                                                            DType dtype) {
   FSVD_RETURN_IF_ERROR(ValidateLinearSource(source));
-  const bool dense = source.rank == 0;
-  const int first_out = dense ? source.out : source.rank;
-  const size_t first_bytes = ArenaAlign(PanelBytes(source.in, first_out, dtype));
-  const size_t second_bytes = dense ? 0 : ArenaAlign(PanelBytes(source.rank, source.out, dtype));
-  const size_t bias_bytes = RoundUp(source.out, kPanel) * sizeof(float);
-  FSVD_ASSIGN_OR_RETURN(Buffer memory, AllocateHostBuffer(first_bytes + second_bytes + bias_bytes));
-  auto* base = static_cast<std::byte*>(memory.data());
-  PackedLinear packed = {};
-  packed.in = source.in;
-  packed.out = source.out;
-  packed.rank = source.rank;
-  packed.first = PackMatrix(dense ? source.weight : source.a, source.in, first_out, dtype, base);
-  if (!dense) {
-    packed.second = PackMatrix(source.b, source.rank, source.out, dtype, base + first_bytes);
+  const size_t part_bytes = PartBytes(source.in, source.out / source.groups, source.rank, dtype);
+  FSVD_ASSIGN_OR_RETURN(Buffer memory, AllocateHostBuffer(source.groups * part_bytes));
+  std::vector<PackedLinear> parts;
+  for (int group = 0; group < source.groups; ++group) {
+    parts.push_back(PackPart(source, group, dtype,
+                             static_cast<std::byte*>(memory.data()) + group * part_bytes));
   }
-  auto* bias = reinterpret_cast<float*>(base + first_bytes + second_bytes);
-  if (source.bias != nullptr) std::memcpy(bias, source.bias, source.out * sizeof(float));
-  packed.bias = bias;
-  return std::unique_ptr<CpuLinear>(new CpuLinear(source, std::move(memory), packed));
+  return std::unique_ptr<CpuLinear>(new CpuLinear(source, std::move(memory), std::move(parts)));
 }
 
-CpuLinear::CpuLinear(const LinearSource& source, Buffer memory, const PackedLinear& packed)
-    : Linear(source.in, source.out, source.rank, memory.bytes()),
+CpuLinear::CpuLinear(const LinearSource& source, Buffer memory, std::vector<PackedLinear> parts)
+    : Linear(source.in, source.out, source.rank, source.groups, memory.bytes()),
       memory_(std::move(memory)),
-      packed_(packed) {}
+      parts_(std::move(parts)) {}
 
 }  // namespace flashsvd

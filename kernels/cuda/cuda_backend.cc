@@ -111,11 +111,18 @@ absl::StatusOr<std::unique_ptr<Linear>> CudaBackend::PackLinear(const LinearSour
   FSVD_ASSIGN_OR_RETURN(Buffer memory, CopyOf(image.bytes.data(), image.bytes.size(), "weights"));
   const auto* base = static_cast<const std::byte*>(memory.data());
   image.first.data = base;
-  image.second.data = base + image.second_offset;
-  const auto* bias =
-      image.has_bias ? reinterpret_cast<const float*>(base + image.bias_offset) : nullptr;
+  std::vector<OutputMatrix> outputs;
+  for (int group = 0; group < image.groups; ++group) {
+    OutputMatrix output = {image.rank > 0 ? image.second : image.first};
+    if (image.rank > 0) output.w.data = base + image.second_offset + group * image.second_bytes;
+    if (image.has_bias) {
+      output.bias =
+          reinterpret_cast<const float*>(base + image.bias_offset + group * image.bias_bytes);
+    }
+    outputs.push_back(output);
+  }
   return std::make_unique<CudaLinear>(source.in, source.out, image.rank, std::move(memory),
-                                      image.first, image.second, bias);
+                                      image.first, std::move(outputs));
 }
 
 absl::StatusOr<Buffer> CudaBackend::Upload(const float* values, size_t count, DType as) const {

@@ -10,7 +10,7 @@ namespace {
 
 bool WorthMultiplyingOut(const LinearSource& source) {
   const double pair = double{1} * source.rank * (source.in + source.out);
-  return source.rank > 0 && double{1} * source.in * source.out <= 1.25 * pair;
+  return source.rank > 0 && source.groups == 1 && double{1} * source.in * source.out <= 1.25 * pair;
 }
 
 // [out, in] = B A.
@@ -36,16 +36,21 @@ size_t BytesOf(const PackedMatrix& shape) {
   return PackedElements(shape.n, shape.k) * sizeof(uint16_t);
 }
 
-void Pack(const float* values, const PackedMatrix& shape, DType dtype, std::byte* image) {
+// `rows` rows of `values`, to those from `first_row` on.
+void PackRows(const float* values, int first_row, int rows, const PackedMatrix& shape, DType dtype,
+              std::byte* image) {
   auto* out = reinterpret_cast<uint16_t*>(image);
   const size_t n_padded = shape.n_padded;
-  for (int i = 0; i < shape.n; ++i) {
+  for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < shape.k; ++j) {
       const float value = values[static_cast<size_t>(i) * shape.k + j];
-      out[(j / 8 * n_padded + i) * 8 + j % 8] =
+      out[(j / 8 * n_padded + first_row + i) * 8 + j % 8] =
           dtype == DType::kF16 ? F16FromFloat(value) : Bf16FromFloat(value);
     }
   }
+}
+void Pack(const float* values, const PackedMatrix& shape, DType dtype, std::byte* image) {
+  PackRows(values, 0, shape.n, shape, dtype, image);
 }
 
 }  // namespace
@@ -54,24 +59,39 @@ LinearImage PackLinearImage(const LinearSource& source, DType dtype) {
   const bool multiply_out = WorthMultiplyingOut(source);
   LinearImage image;
   image.rank = multiply_out ? 0 : source.rank;
+  image.groups = source.groups;
   const bool pair = image.rank > 0;
-  image.first = pair ? ShapeOf(source.rank, source.in) : ShapeOf(source.out, source.in);
-  if (pair) image.second = ShapeOf(source.out, source.rank);
+  const int group_out = source.out / source.groups;
+  const int group_rows = source.groups == 1 ? source.rank : PaddedRows(source.rank);
+  image.first = ShapeOf(pair ? source.groups * group_rows : source.out, source.in);
   image.second_offset = ArenaAlign(BytesOf(image.first));
-  image.bias_offset = image.second_offset + (pair ? ArenaAlign(BytesOf(image.second)) : 0);
-  image.has_bias = source.bias != nullptr;
-  const size_t bias_bytes = image.has_bias ? sizeof(float) * PaddedRows(source.out) : 0;
-  image.bytes.resize(image.bias_offset + bias_bytes);
-
-  if (multiply_out) {
-    const std::vector<float> product = Product(source);
-    Pack(product.data(), image.first, dtype, image.bytes.data());
-  } else {
-    Pack(pair ? source.a : source.weight, image.first, dtype, image.bytes.data());
-    if (pair) Pack(source.b, image.second, dtype, image.bytes.data() + image.second_offset);
+  if (pair) {
+    image.second = ShapeOf(group_out, source.rank);
+    image.second_bytes = ArenaAlign(BytesOf(image.second));
   }
-  if (image.has_bias) {
-    std::memcpy(image.bytes.data() + image.bias_offset, source.bias, sizeof(float) * source.out);
+  image.bias_offset = image.second_offset + source.groups * image.second_bytes;
+  image.has_bias = source.bias != nullptr;
+  if (image.has_bias) image.bias_bytes = ArenaAlign(sizeof(float) * PaddedRows(group_out));
+  image.bytes.resize(image.bias_offset + source.groups * image.bias_bytes);
+
+  std::byte* bytes = image.bytes.data();
+  if (multiply_out) {
+    Pack(Product(source).data(), image.first, dtype, bytes);
+  } else if (!pair) {
+    Pack(source.weight, image.first, dtype, bytes);
+  }
+  for (int group = 0; group < source.groups; ++group) {
+    const size_t first_output = static_cast<size_t>(group) * group_out;
+    if (pair) {
+      PackRows(source.a + static_cast<size_t>(group) * source.rank * source.in, group * group_rows,
+               source.rank, image.first, dtype, bytes);
+      Pack(source.b + first_output * source.rank, image.second, dtype,
+           bytes + image.second_offset + group * image.second_bytes);
+    }
+    if (image.has_bias) {
+      std::memcpy(bytes + image.bias_offset + group * image.bias_bytes, source.bias + first_output,
+                  sizeof(float) * group_out);
+    }
   }
   return image;
 }

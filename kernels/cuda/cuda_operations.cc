@@ -53,6 +53,10 @@ class ScratchMatrices {
   size_t used_ = 0;
 };
 
+Rows ColumnSlice(const Rows& x, int64_t first, int64_t count) {
+  return {static_cast<std::byte*>(x.data) + first * kElementBytes, x.rows, count, x.stride};
+}
+
 Rows RowSlice(const Rows& x, int64_t first, int64_t count) {
   return {static_cast<std::byte*>(x.data) + first * x.stride * kElementBytes, count, x.cols,
           x.stride};
@@ -79,15 +83,20 @@ class Launcher {
     return Check(error, "projection", Shape(x.rows, w.k, w.n));
   }
 
-  // y = activation(W x + b), a factor pair through `middle`.
+  // y = activation(W x + b); of factor pairs all x A' in one product, then a product for each B.
   absl::Status Project(const CudaLinear& linear, const Rows& x, Activation activation,
                        const Rows& y, ScratchMatrices& scratch) const {
-    Rows in = x;
-    if (linear.rank() > 0) {
-      in = scratch.Take(x.rows, linear.rank());
-      FSVD_RETURN_IF_ERROR(Gemm(x, linear.first(), nullptr, Activation::kNone, in));
+    if (linear.rank() == 0) return Gemm(x, linear.last(), linear.bias(), activation, y);
+    const Rows middle = scratch.Take(x.rows, linear.first().n);
+    FSVD_RETURN_IF_ERROR(Gemm(x, linear.first(), nullptr, Activation::kNone, middle));
+    const int64_t group_cols = linear.first().n / linear.groups();
+    for (int group = 0; group < linear.groups(); ++group) {
+      const OutputMatrix& output = linear.outputs()[group];
+      FSVD_RETURN_IF_ERROR(Gemm(ColumnSlice(middle, group * group_cols, output.w.k), output.w,
+                                output.bias, activation,
+                                ColumnSlice(y, group * output.w.n, output.w.n)));
     }
-    return Gemm(in, linear.last(), linear.bias(), activation, y);
+    return absl::OkStatus();
   }
 
   // x = LayerNorm(x + y W' + b) for the last matrix of a linear map.
@@ -164,7 +173,8 @@ int MaxTiles(int tile_rows, int64_t num_tokens, int64_t num_sequences) {
 int64_t CudaBackend::RowStride(int64_t cols) const { return StrideOf(cols); }
 
 size_t CudaBackend::ScratchBytes(const ProjectArgs& args) const {
-  return MiddleBytes(*args.linear, args.x.rows);
+  const CudaLinear& linear = Cuda(args.linear);
+  return linear.rank() > 0 ? MatrixBytes(args.x.rows, linear.first().n) : 0;
 }
 
 size_t CudaBackend::ScratchBytes(const AttentionArgs&) const { return 0; }

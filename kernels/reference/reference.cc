@@ -16,9 +16,9 @@ namespace {
 class ReferenceLinear : public Linear {
  public:
   ReferenceLinear(const LinearSource& source, size_t bytes)
-      : Linear(source.in, source.out, source.rank, bytes) {}
+      : Linear(source.in, source.out, source.rank, source.groups, bytes) {}
 
-  std::vector<float> first;   // weight [out, in], or A [rank, in]
+  std::vector<float> first;   // weight [out, in], or A [groups * rank, in]
   std::vector<float> second;  // B [out, rank]
   std::vector<float> bias;    // [out]
 };
@@ -29,11 +29,15 @@ std::vector<float> RoundedCopy(const float* values, size_t count, DType dtype) {
   return copy;
 }
 
-std::vector<double> MatVec(const std::vector<float>& matrix, const std::vector<double>& x) {
-  std::vector<double> y(matrix.size() / x.size());
+// Rows of a matrix that lie in `groups` equal runs, each times its own of the equal parts of x.
+std::vector<double> MatVec(const std::vector<float>& matrix, const std::vector<double>& x,
+                           size_t groups = 1) {
+  const size_t in = x.size() / groups;
+  std::vector<double> y(matrix.size() / in);
   for (size_t o = 0; o < y.size(); ++o) {
+    const double* part = x.data() + o / (y.size() / groups) * in;
     double sum = 0;
-    for (size_t i = 0; i < x.size(); ++i) sum += double{matrix[o * x.size() + i]} * x[i];
+    for (size_t i = 0; i < in; ++i) sum += double{matrix[o * in + i]} * part[i];
     y[o] = sum;
   }
   return y;
@@ -65,8 +69,8 @@ absl::StatusOr<std::unique_ptr<Linear>> ReferenceBackend::PackLinear(
     const LinearSource& source) const {
   FSVD_RETURN_IF_ERROR(ValidateLinearSource(source));
   CountAllocation();
-  const size_t in = source.in, out = source.out, rank = source.rank;
-  const size_t elements = rank == 0 ? in * out : rank * (in + out);
+  const size_t in = source.in, out = source.out, rank = source.rank, groups = source.groups;
+  const size_t elements = rank == 0 ? in * out : rank * (groups * in + out);
   auto linear = std::make_unique<ReferenceLinear>(
       source, elements * DTypeBytes(dtype_) + out * sizeof(float));
   linear->bias.resize(out);
@@ -74,7 +78,7 @@ absl::StatusOr<std::unique_ptr<Linear>> ReferenceBackend::PackLinear(
   if (rank == 0) {
     linear->first = RoundedCopy(source.weight, in * out, dtype_);
   } else {
-    linear->first = RoundedCopy(source.a, rank * in, dtype_);
+    linear->first = RoundedCopy(source.a, groups * rank * in, dtype_);
     linear->second = RoundedCopy(source.b, out * rank, dtype_);
   }
   return linear;
@@ -122,7 +126,7 @@ ReferenceBackend::Row ReferenceBackend::Apply(const Linear& linear, const Row& x
   Row y = MatVec(matrices.first, x);
   if (linear.rank() > 0) {
     for (double& v : y) v = Round(v);
-    y = MatVec(matrices.second, y);
+    y = MatVec(matrices.second, y, linear.groups());
   }
   for (size_t o = 0; o < y.size(); ++o) y[o] = Round(y[o] + matrices.bias[o]);
   return y;

@@ -30,6 +30,21 @@ TEST_P(BackendTest, ProjectMatchesOracle) {
   }
 }
 
+TEST_P(BackendTest, ProjectMatchesOracleWithSeveralFactorPairs) {
+  const ProjectCase cases[] = {
+      {1, 5, 4, 1, Activation::kNone, 2},
+      {70, 96, 3 * 56, 24, Activation::kNone, 3},
+      {33, 40, 2 * 19, 11, Activation::kGelu, 2},
+  };
+  for (const ProjectCase& c : cases) {
+    SCOPED_TRACE(::testing::Message() << c.groups << " groups, " << c.rows << " x " << c.in
+                                      << " -> " << c.out << " rank " << c.rank);
+    const auto x = Activations(size_t(c.rows) * c.in);
+    EXPECT_TRUE(Matches([&](const Backend& b) { return RunOp(b, c, x); }, c.in + c.rank,
+                        c.activation != Activation::kNone));
+  }
+}
+
 TEST_P(BackendTest, ProjectAppliesEveryActivation) {
   for (Activation activation : {Activation::kNone, Activation::kGelu, Activation::kGeluTanh,
                                 Activation::kRelu, Activation::kSilu}) {

@@ -78,6 +78,30 @@ TEST(CudaLinearTest, MultipliesOutAPairThatIsHardlySmaller) {
   }
 }
 
+TEST(CudaLinearTest, StacksTheFirstFactorsOfGroupsAtAlignedRowsAndKeepsTheSecondApart) {
+  constexpr int kIn = 40, kOut = 22, kRank = 5, kGroups = 2;  // 22 x 40 is 880, the pairs 510
+  const RandomLinear linear(kIn, kOut, kRank, 3, kGroups);
+  const LinearImage image = PackLinearImage(linear.source(), DType::kF16);
+  EXPECT_EQ(image.rank, kRank);
+  EXPECT_EQ(image.groups, kGroups);
+  EXPECT_EQ(image.first.n, 16);
+  EXPECT_EQ(image.second.n, 11);
+  for (int group = 0; group < kGroups; ++group) {
+    for (int r = 0; r < 8; ++r) {
+      const float expected =
+          r < kRank ? RoundTo(DType::kF16, linear.source().a[(group * kRank + r) * kIn + 39]) : 0;
+      EXPECT_EQ(Element(image, 0, image.first, group * 8 + r, 39, DType::kF16), expected);
+    }
+    const int last = group * 11 + 10;
+    EXPECT_EQ(Element(image, image.second_offset + group * image.second_bytes, image.second, 10, 4,
+                      DType::kF16),
+              RoundTo(DType::kF16, linear.source().b[last * kRank + 4]));
+    float bias;
+    std::memcpy(&bias, &image.bytes[image.bias_offset + group * image.bias_bytes + 4 * 10], 4);
+    EXPECT_EQ(bias, linear.source().bias[last]);
+  }
+}
+
 TEST(CudaLinearTest, LeavesOutABiasThatIsNotThere) {
   const std::vector<float> weight(4, 1.0f);
   const LinearImage image =

@@ -201,12 +201,13 @@ struct RandomNorm {
 struct ProjectCase {
   int rows, in, out, rank;
   Activation activation = Activation::kNone;
+  int groups = 1;
 };
 
 inline std::vector<float> RunOp(const Backend& backend, const ProjectCase& c,
                                 const std::vector<float>& x) {
   Session session(backend);
-  const RandomLinear weights(c.in, c.out, c.rank, 11);
+  const RandomLinear weights(c.in, c.out, c.rank, 11, c.groups);
   const auto linear = PackOrDie(backend, weights);
   const GuardedRows in(session, c.rows, c.in, x), out(session, c.rows, c.out);
   const ProjectArgs args = {

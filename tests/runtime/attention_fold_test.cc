@@ -74,8 +74,17 @@ HostMatrix Apply(const HostLinear& linear, const HostMatrix& x) {
   if (linear.rank == 0) {
     return Apply(FromFloat(linear.weight, linear.out, linear.in, linear.in), linear.bias, x);
   }
-  const HostMatrix middle = Apply(FromFloat(linear.a, linear.rank, linear.in, linear.in), {}, x);
-  return Apply(FromFloat(linear.b, linear.out, linear.rank, linear.rank), linear.bias, middle);
+  // Several factor pairs, written as one whose up-factor is zero off the groups' blocks.
+  const int middle_cols = linear.groups * linear.rank;
+  const HostMatrix middle = Apply(FromFloat(linear.a, middle_cols, linear.in, linear.in), {}, x);
+  HostMatrix b(linear.out, middle_cols);
+  for (int i = 0; i < linear.out; ++i) {
+    const int group = i / (linear.out / linear.groups);
+    for (int r = 0; r < linear.rank; ++r) {
+      b.row(i)[group * linear.rank + r] = linear.b[i * linear.rank + r];
+    }
+  }
+  return Apply(b, linear.bias, middle);
 }
 
 // Softmax attention in float64; q, k [M, H d_qk], v [M, H d_v].
@@ -163,15 +172,18 @@ TEST(AttentionFoldTest, EveryMixOfLayoutsEqualsThePlainProduct) {
           const LinearWeights q = generator.Module(ql, qr), k = generator.Module(kl, kr),
                               v = generator.Module(vl, vr), o = generator.Module(ol, orank);
           const FoldedAttention folded = FoldAttention(q, k, v, o, kHeads);
-          // As it is, and with head dims rounded up, which changes nothing: 3 and 8 to 5 and 10.
+          // As it is, and with head dims rounded up, which changes nothing: 3 and 8 to 5 and 10;
+          // pair by pair and grouped.
           for (const int multiple : {1, 5}) {
             const FoldedAttention padded = PadHeadDims(folded, kHeads, multiple);
             EXPECT_EQ(padded.d_qk % multiple, 0);
             EXPECT_EQ(padded.d_v % multiple, 0);
-            EXPECT_LE(RelativeError(RunFolded(padded, x), RunPlain(q, k, v, o, x)), kTolerance)
-                << LinearLayoutName(ql) << qr << " " << LinearLayoutName(kl) << kr << " "
-                << LinearLayoutName(vl) << vr << " " << LinearLayoutName(ol) << " multiple "
-                << multiple;
+            for (const FoldedAttention& f : {padded, GroupPairs(padded)}) {
+              EXPECT_LE(RelativeError(RunFolded(f, x), RunPlain(q, k, v, o, x)), kTolerance)
+                  << LinearLayoutName(ql) << qr << " " << LinearLayoutName(kl) << kr << " "
+                  << LinearLayoutName(vl) << vr << " " << LinearLayoutName(ol) << " multiple "
+                  << multiple << ", " << f.projections.size() << " projections";
+            }
           }
         }
       }
@@ -192,6 +204,23 @@ TEST(AttentionFoldTest, PerHeadFactorsBecomeOneProjectionInRankSpace) {
   EXPECT_EQ(folded.projections[0].linear.out, kHeads * (2 * 3 + 4));
   EXPECT_EQ(folded.output.in, kHeads * 4);
   EXPECT_EQ(folded.output.rank, 6);
+}
+
+TEST(AttentionFoldTest, NeighbouringFactorPairsOfOneRankBecomeOneProjection) {
+  Generator generator(6);
+  const LinearWeights four = generator.Module(LinearLayout::kFull, 4);
+  const LinearWeights five = generator.Module(LinearLayout::kFull, 5);
+  const LinearWeights o = generator.Module(LinearLayout::kDense, 0);
+  const auto groups = [&](const LinearWeights& q, const LinearWeights& k, const LinearWeights& v) {
+    std::vector<int> groups;
+    for (const auto& p : GroupPairs(FoldAttention(q, k, v, o, kHeads)).projections) {
+      groups.push_back(p.linear.groups);
+    }
+    return groups;
+  };
+  EXPECT_THAT(groups(four, four, four), testing::ElementsAre(3));
+  EXPECT_THAT(groups(four, four, five), testing::ElementsAre(2, 1));
+  EXPECT_THAT(groups(four, five, four), testing::ElementsAre(1, 1, 1));
 }
 
 TEST(AttentionFoldTest, KeysOfRankSpaceAreReadThroughAnOrthonormalBasis) {

@@ -24,18 +24,19 @@ inline std::vector<float> RandomNormal(size_t count, uint32_t seed, float stddev
 // rank 0 is dense.
 class RandomLinear {
  public:
-  RandomLinear(int in, int out, int rank, uint32_t seed) {
+  RandomLinear(int in, int out, int rank, uint32_t seed, int groups = 1) {
     const auto deviation = [](int terms) { return 1.0f / std::sqrt(static_cast<float>(terms)); };
     if (rank == 0) {
       weight_ = RandomNormal(size_t(in) * out, seed, deviation(in));
     } else {
-      a_ = RandomNormal(size_t(rank) * in, seed, deviation(in));
+      a_ = RandomNormal(size_t(groups) * rank * in, seed, deviation(in));
       b_ = RandomNormal(size_t(out) * rank, seed + 1, deviation(rank));
     }
     bias_ = RandomNormal(out, seed + 2, 0.5f);
     source_ = {.in = in,
                .out = out,
                .rank = rank,
+               .groups = groups,
                .weight = weight_.empty() ? nullptr : weight_.data(),
                .a = a_.empty() ? nullptr : a_.data(),
                .b = b_.empty() ? nullptr : b_.data(),
