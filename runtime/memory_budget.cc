@@ -31,25 +31,30 @@ size_t SlotBytes(const Encoder& encoder, const BatchLimits& limits, int max_seql
 }
 
 absl::StatusOr<BatchLimits> FitToBudget(const Encoder& encoder, const BatchLimits& wanted,
-                                        int max_seqlen, size_t budget_bytes) {
-  FSVD_CHECK(wanted.max_batch_tokens >= max_seqlen && wanted.num_slots > 0,
-             "%d tokens for sequences of %d, %d slots", wanted.max_batch_tokens, max_seqlen,
-             wanted.num_slots);
+                                        int max_seqlen, size_t budget_bytes, int replicas) {
+  FSVD_CHECK(wanted.max_batch_tokens >= max_seqlen && wanted.num_slots > 0 && replicas > 0,
+             "%d tokens for sequences of %d, %d slots, %d replicas", wanted.max_batch_tokens,
+             max_seqlen, wanted.num_slots, replicas);
   if (budget_bytes == 0) return wanted;
-  const size_t weights = encoder.weight_bytes().resident;
+  const size_t weights = replicas * encoder.weight_bytes().resident;
+  const auto slots = [&](const BatchLimits& limits) {
+    return replicas * limits.num_slots * SlotBytes(encoder, limits, max_seqlen);
+  };
   const auto fits = [&](const BatchLimits& limits) {
-    return weights + limits.num_slots * SlotBytes(encoder, limits, max_seqlen) <= budget_bytes;
+    return weights + slots(limits) <= budget_bytes;
   };
 
   BatchLimits limits = WithTokens(wanted, max_seqlen);
   while (limits.num_slots > 1 && !fits(limits)) --limits.num_slots;
   if (!fits(limits)) {
-    const size_t least = weights + SlotBytes(encoder, limits, max_seqlen);
+    const size_t least = weights + slots(limits);
     return absl::InvalidArgumentError(fmt::format(
-        "memory_budget: {:.1f} MiB is too small: weights take {:.1f} MiB and one batch of one "
+        "memory_budget: {:.1f} MiB is too small{}: weights take {:.1f} MiB and one batch of one "
         "sequence of {} tokens {:.1f} MiB; the smallest budget that would do is {} bytes "
         "({:.1f} MiB)",
-        Mib(budget_bytes), Mib(weights), max_seqlen, Mib(least - weights), least, Mib(least)));
+        Mib(budget_bytes),
+        replicas == 1 ? "" : fmt::format(" for {} replicas on one device", replicas), Mib(weights),
+        max_seqlen, Mib(least - weights), least, Mib(least)));
   }
   // Plans are monotonic, so the largest token limit that fits is found by bisection.
   int low = max_seqlen, high = wanted.max_batch_tokens;

@@ -22,12 +22,13 @@ size_t SlotIoBytes(const Encoder& encoder, const BatchLimits& limits, int max_se
 // Bytes of one slot: planned activations and I/O.
 size_t SlotBytes(const Encoder& encoder, const BatchLimits& limits, int max_seqlen);
 
-// The largest limits within `wanted` such that weights and slots fit `budget_bytes` (0: no limit,
-// `wanted` as it is): tokens shrink first, down to one sequence of max_seqlen, then slots.
+// The largest limits within `wanted` such that weights and slots of `replicas` alike, which share a
+// device, fit `budget_bytes` (0: no limit, `wanted` as it is): tokens shrink first, down to one
+// sequence of max_seqlen, then slots.
 // InvalidArgument: not even one slot for one longest sequence fits; the message names the smallest
 // budget that would do.
 absl::StatusOr<BatchLimits> FitToBudget(const Encoder& encoder, const BatchLimits& wanted,
-                                        int max_seqlen, size_t budget_bytes);
+                                        int max_seqlen, size_t budget_bytes, int replicas = 1);
 
 }  // namespace flashsvd
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
+#include <span>
 #include <utility>
 
 #include "fmt/format.h"
@@ -78,8 +80,16 @@ std::string DirectoryName(const std::string& dir) {
   return (path.has_filename() ? path : path.parent_path()).filename().string();
 }
 
+// Replicas on the device that has most of them: one may come twice.
+int MostOnOneDevice(std::span<const int> devices) {
+  std::map<int, int> replicas;
+  int most = 1;
+  for (const int device : devices) most = std::max(most, ++replicas[device]);
+  return most;
+}
+
 // Fills in the batch limits and the slots that the budget allows.
-absl::Status ResolveLimits(const Encoder& encoder, ModelOptions* options) {
+absl::Status ResolveLimits(const Encoder& encoder, int replicas_of_device, ModelOptions* options) {
   BatcherOptions& batcher = options->engine.batcher;
   batcher.max_seqlen = encoder.config().max_seq_length;
   if (batcher.max_batch_tokens < batcher.max_seqlen) {
@@ -91,19 +101,21 @@ absl::Status ResolveLimits(const Encoder& encoder, ModelOptions* options) {
     return absl::InvalidArgumentError(
         fmt::format("slots: {}, must be at least 1", options->engine.num_slots));
   }
-  FSVD_ASSIGN_OR_RETURN(const BatchLimits limits,
-                        FitToBudget(encoder,
-                                    {.max_batch_tokens = batcher.max_batch_tokens,
-                                     .max_batch_sequences = batcher.max_batch_sequences,
-                                     .num_slots = options->engine.num_slots},
-                                    batcher.max_seqlen, options->memory_budget_bytes));
+  FSVD_ASSIGN_OR_RETURN(
+      const BatchLimits limits,
+      FitToBudget(encoder,
+                  {.max_batch_tokens = batcher.max_batch_tokens,
+                   .max_batch_sequences = batcher.max_batch_sequences,
+                   .num_slots = options->engine.num_slots},
+                  batcher.max_seqlen, options->memory_budget_bytes, replicas_of_device));
   batcher.max_batch_tokens = limits.max_batch_tokens;
   batcher.max_batch_sequences = limits.max_batch_sequences;
   options->engine.num_slots = limits.num_slots;
   return absl::OkStatus();
 }
 
-MemoryInfo DescribeMemory(const Encoder& encoder, const ModelOptions& options, size_t replicas) {
+MemoryInfo DescribeMemory(const Encoder& encoder, const ModelOptions& options, size_t replicas,
+                          int replicas_of_device) {
   const BatcherOptions& batcher = options.engine.batcher;
   const BatchLimits limits{.max_batch_tokens = batcher.max_batch_tokens,
                            .max_batch_sequences = batcher.max_batch_sequences,
@@ -123,6 +135,8 @@ MemoryInfo DescribeMemory(const Encoder& encoder, const ModelOptions& options, s
                                           encoder.config().ffn,
                                           DTypeBytes(encoder.backend().dtype()));
   memory.io = slots * SlotIoBytes(encoder, limits, batcher.max_seqlen);
+  memory.fullest_device =
+      (memory.weights + memory.arenas + memory.io) / replicas * replicas_of_device;
   memory.budget = options.memory_budget_bytes;
   return memory;
 }
@@ -165,8 +179,9 @@ absl::StatusOr<std::shared_ptr<Model>> Model::Load(const ModelOptions& options, 
     encoders.push_back(replica.encoder.get());
     model->replicas_.push_back(std::move(replica));
   }
-  FSVD_RETURN_IF_ERROR(ResolveLimits(model->encoder(), &model->options_));
-  model->memory_ = DescribeMemory(model->encoder(), model->options_, devices.size());
+  const int on_one = MostOnOneDevice(devices);
+  FSVD_RETURN_IF_ERROR(ResolveLimits(model->encoder(), on_one, &model->options_));
+  model->memory_ = DescribeMemory(model->encoder(), model->options_, devices.size(), on_one);
   FSVD_ASSIGN_OR_RETURN(model->engine_,
                         Engine::Create(encoders, model->options_.engine, clock, observer));
   model->load_allocations_ = model->num_allocations();

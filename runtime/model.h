@@ -29,8 +29,8 @@ struct ModelOptions {
   std::vector<int> devices;
   EncoderOptions encoder;
   EngineOptions engine;
-  // Weights + arenas + I/O buffers of one device, in bytes; 0: no limit. From it follow
-  // max_batch_tokens and the slots; one that does not hold a single longest sequence is
+  // Weights + arenas + I/O buffers of all replicas of one device, in bytes; 0: no limit. From it
+  // follow max_batch_tokens and the slots; one that does not hold a single longest sequence is
   // InvalidArgument, with the smallest that would do.
   size_t memory_budget_bytes = 0;
 };
@@ -52,7 +52,8 @@ struct MemoryInfo {
   size_t activation_per_slot = 0;
   size_t activation_dense_unfused = 0;  // what the dense, unfused forward needs at the same limits
   size_t io = 0;
-  size_t budget = 0;  // 0: none
+  size_t fullest_device = 0;  // weights + arenas + io of the device that has most replicas
+  size_t budget = 0;          // of one device; 0: none
 };
 
 // A served model: config, tokenizer, encoder and the engine that runs it. Thread-safe. Destruction

@@ -24,8 +24,7 @@ absl::StatusOr<size_t> BudgetLeft(const ServerConfig& config, const ModelRegistr
   if (budget == 0) return size_t{0};
   size_t used = 0;
   for (const ServedModel& served : registry.All()) {
-    const MemoryInfo& memory = served.model->memory();
-    used += (memory.weights + memory.arenas + memory.io) / served.model->num_replicas();
+    used += served.model->memory().fullest_device;
   }
   if (used >= budget) {
     return absl::InvalidArgumentError(

@@ -72,6 +72,21 @@ TEST_F(MemoryBudgetTest, SlotsGoWhenTokensCannotShrinkFurther) {
   EXPECT_EQ(limits->max_batch_tokens, kMaxSeqlen);
 }
 
+TEST_F(MemoryBudgetTest, ReplicasOnOneDeviceShareItsBudget) {
+  const auto one = FitToBudget(*encoder_, wanted_, kMaxSeqlen, Total(wanted_) / 2);
+  const auto two = FitToBudget(*encoder_, wanted_, kMaxSeqlen, Total(wanted_) / 2 * 2, 2);
+  ASSERT_TRUE(one.ok() && two.ok()) << one.status() << two.status();
+  EXPECT_EQ(two->max_batch_tokens, one->max_batch_tokens);
+  EXPECT_EQ(two->num_slots, one->num_slots);
+
+  const BatchLimits least{
+      .max_batch_tokens = kMaxSeqlen, .max_batch_sequences = kMaxSeqlen, .num_slots = 1};
+  EXPECT_TRUE(FitToBudget(*encoder_, wanted_, kMaxSeqlen, 2 * Total(least), 2).ok());
+  const auto refused = FitToBudget(*encoder_, wanted_, kMaxSeqlen, 2 * Total(least) - 1, 2);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("2 replicas on one device"));
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr(std::to_string(2 * Total(least))));
+}
+
 TEST_F(MemoryBudgetTest, TooSmallABudgetNamesTheSmallestThatWouldDo) {
   const BatchLimits least{
       .max_batch_tokens = kMaxSeqlen, .max_batch_sequences = kMaxSeqlen, .num_slots = 1};

@@ -122,6 +122,12 @@ TEST_F(ModelTest, ReplicasTakeTheirMemoryOfEachDevice) {
   EXPECT_EQ((*two)->memory().weights, 2 * (*one)->memory().weights);
   EXPECT_EQ((*two)->memory().arenas, 2 * (*one)->memory().arenas);
   EXPECT_EQ((*two)->memory().io, 2 * (*one)->memory().io);
+  // Both are on one device, so one with a replica on each of two takes half of it.
+  EXPECT_EQ((*two)->memory().fullest_device, 2 * (*one)->memory().fullest_device);
+  options_.devices = {0, 1};
+  const auto apart = Load();
+  ASSERT_TRUE(apart.ok()) << apart.status();
+  EXPECT_EQ((*apart)->memory().fullest_device, (*one)->memory().fullest_device);
   EXPECT_EQ((*two)->load_allocations(), 2 * (*one)->load_allocations());
 }
 
