@@ -187,6 +187,10 @@ void LoadCommand::Register(CLI::App& app) {
   app.add_option("--concurrency", options.concurrency, "requests in flight")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
+  app.add_option("--connections", options.connections,
+                 "TCP connections that they share; 0: one for every 16, at most 16")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
   app.add_option("--seconds", options.seconds, "measured time")->capture_default_str();
   app.add_option("--seed", options.seed, "of ids and lengths")->capture_default_str();
   app.add_flag("--json", json, "a JSON object instead of a table");

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <random>
-#include <thread>
 #include <utility>
 
+#include "absl/synchronization/blocking_counter.h"
 #include "flashsvd/v1/encoder.grpc.pb.h"
 #include "fmt/format.h"
 #include "grpcpp/grpcpp.h"
@@ -71,29 +73,82 @@ absl::StatusOr<std::vector<v1::EmbedRequest>> MakeRequests(const LoadOptions& op
   return requests;
 }
 
-void RunClient(v1::EncoderService::Stub& stub, const std::vector<v1::EmbedRequest>& requests,
-               size_t first, SteadyClock::time_point begin, SteadyClock::time_point end,
-               ClientLog* log) {
-  for (size_t i = first; SteadyClock::now() < end; ++i) {
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
-    v1::EmbedResponse response;
-    const auto start = SteadyClock::now();
-    const grpc::Status status = stub.Embed(&context, requests[i % requests.size()], &response);
-    const auto stop = SteadyClock::now();
-    if (start < begin) continue;  // warming up
-    if (!status.ok()) {
-      ++log->errors[fmt::format("{}: {}", static_cast<int>(status.error_code()),
-                                status.error_message())];
-      continue;
+// One request in flight, from the first to the last: each answer, on a thread of gRPC's, sends the
+// next. Starting costs no thread, so that 4096 clients measure the server and not the scheduler.
+class Client {
+ public:
+  Client(v1::EncoderService::Stub& stub, const std::vector<v1::EmbedRequest>& requests,
+         size_t first, SteadyClock::time_point begin, SteadyClock::time_point end,
+         absl::BlockingCounter* running)
+      : stub_(stub),
+        requests_(requests),
+        next_(first),
+        begin_(begin),
+        end_(end),
+        running_(*running) {}
+
+  void Send() {
+    start_ = SteadyClock::now();
+    if (start_ >= end_) {
+      running_.DecrementCount();
+      return;
     }
-    const v1::Usage& usage = response.usage();
-    log->samples.push_back({.latency = Milliseconds(stop - start),
+    context_.emplace();
+    context_->set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    stub_.async()->Embed(&*context_, &requests_[next_++ % requests_.size()], &response_,
+                         [this](const grpc::Status& status) {
+                           if (start_ >= begin_) Record(status);
+                           Send();
+                         });
+  }
+
+  // Once `running` has reached zero.
+  const ClientLog& log() const { return log_; }
+
+ private:
+  void Record(const grpc::Status& status) {
+    if (!status.ok()) {
+      ++log_.errors[fmt::format("{}: {}", static_cast<int>(status.error_code()),
+                                status.error_message())];
+      return;
+    }
+    const v1::Usage& usage = response_.usage();
+    log_.samples.push_back({.latency = Milliseconds(SteadyClock::now() - start_),
                             .queue = usage.queue_ns() * 1e-6,
                             .compute = usage.compute_ns() * 1e-6});
-    log->tokens += static_cast<int64_t>(usage.tokens());
-    log->activation_bytes = std::max<uint64_t>(log->activation_bytes, usage.activation_bytes());
+    log_.tokens += static_cast<int64_t>(usage.tokens());
+    log_.activation_bytes = std::max<uint64_t>(log_.activation_bytes, usage.activation_bytes());
   }
+
+  v1::EncoderService::Stub& stub_;
+  const std::vector<v1::EmbedRequest>& requests_;
+  size_t next_;
+  const SteadyClock::time_point begin_;  // what is sent before is warming up
+  const SteadyClock::time_point end_;
+  absl::BlockingCounter& running_;
+  ClientLog log_;
+  SteadyClock::time_point start_;
+  std::optional<grpc::ClientContext> context_;
+  v1::EmbedResponse response_;
+};
+
+// A connection of its own each: channels to one address share one unless told otherwise.
+std::vector<std::unique_ptr<v1::EncoderService::Stub>> Connect(const LoadOptions& options) {
+  constexpr int kRequestsPerConnection = 16;
+  constexpr int kMostConnections = 16;
+  const int count =
+      options.connections > 0
+          ? std::min(options.connections, options.concurrency)
+          : std::clamp(options.concurrency / kRequestsPerConnection, 1, kMostConnections);
+  std::vector<std::unique_ptr<v1::EncoderService::Stub>> stubs;
+  for (int i = 0; i < count; ++i) {
+    grpc::ChannelArguments arguments;
+    arguments.SetMaxReceiveMessageSize(-1);
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    stubs.push_back(v1::EncoderService::NewStub(
+        grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments)));
+  }
+  return stubs;
 }
 
 double Percentile(std::vector<double> values, double share) {
@@ -112,11 +167,12 @@ std::vector<double> Collect(const std::vector<Sample>& samples, Of of) {
   return values;
 }
 
-LoadResult Summarise(const std::vector<ClientLog>& logs, double seconds) {
+LoadResult Summarise(const std::deque<Client>& clients, double seconds) {
   LoadResult result;
   std::vector<Sample> samples;
   int64_t tokens = 0;
-  for (const ClientLog& log : logs) {
+  for (const Client& client : clients) {
+    const ClientLog& log = client.log();
     samples.insert(samples.end(), log.samples.begin(), log.samples.end());
     for (const auto& [error, count] : log.errors) result.errors[error] += count;
     tokens += log.tokens;
@@ -139,18 +195,14 @@ LoadResult Summarise(const std::vector<ClientLog>& logs, double seconds) {
 }  // namespace
 
 absl::StatusOr<LoadResult> RunLoad(const LoadOptions& options) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(-1);
-  const auto channel =
-      grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments);
-  const auto stub = v1::EncoderService::NewStub(channel);
+  const auto stubs = Connect(options);
   v1::Model model;
   {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
     v1::GetModelRequest request;
     request.set_model(options.model);
-    const grpc::Status status = stub->GetModel(&context, request, &model);
+    const grpc::Status status = stubs.front()->GetModel(&context, request, &model);
     if (!status.ok()) {
       return absl::UnavailableError(fmt::format("{}: {}", options.address, status.error_message()));
     }
@@ -160,14 +212,15 @@ absl::StatusOr<LoadResult> RunLoad(const LoadOptions& options) {
   const auto begin = SteadyClock::now() + std::chrono::seconds(1);
   const auto end = begin + std::chrono::duration_cast<SteadyClock::duration>(
                                std::chrono::duration<double>(options.seconds));
-  std::vector<ClientLog> logs(options.concurrency);
-  std::vector<std::thread> clients;
+  absl::BlockingCounter running(options.concurrency);
+  std::deque<Client> clients;
   for (int c = 0; c < options.concurrency; ++c) {
-    clients.emplace_back(RunClient, std::ref(*stub), std::cref(requests),
-                         static_cast<size_t>(c) * 17, begin, end, &logs[c]);
+    clients.emplace_back(*stubs[c % stubs.size()], requests, static_cast<size_t>(c) * 17, begin,
+                         end, &running);
   }
-  for (std::thread& client : clients) client.join();
-  return Summarise(logs, options.seconds);
+  for (Client& client : clients) client.Send();
+  running.Wait();
+  return Summarise(clients, options.seconds);
 }
 
 }  // namespace flashsvd

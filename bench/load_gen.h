@@ -17,6 +17,7 @@ struct LoadOptions {
   int batch = 1;             // inputs of a request
   std::vector<int> lengths;  // of synthetic inputs, drawn evenly; {128} if empty
   int concurrency = 1;  // requests in flight: each client sends the next when it has its answer
+  int connections = 0;  // that the clients share; 0: one for 16 clients, at most 16
   double seconds = 5;   // measured, after a second of warm-up
   uint64_t seed = 1;
 };
