@@ -10,11 +10,11 @@
   ours        flashsvd-bench (--bench)
   paper       the FlashSVD paper's Triton kernels, from a checkout of its repository (--flashsvd)
 
-PyTorch is given the fastest of its attention kernels for each case. Its times are medians of CUDA
-events around passes queued back to back; ours are wall-clock times from ids in host memory to
-vectors in host memory, so our disadvantage is a launch and two copies. Activations are the peak of
-allocated bytes during a pass above those before it; ours are the planned arena. The JSON file has
-PyTorch's wall-clock times as well.
+PyTorch is given the fastest of its attention kernels for each case. In the first table its times
+are medians of CUDA events around passes queued back to back; ours are wall-clock times from ids in
+host memory to vectors in host memory, so our disadvantage is a launch and two copies. The second
+table has the latter of both. Activations are the peak of allocated bytes during a pass above those
+before it; ours are the planned arena.
 
 All outputs are compared with PyTorch's low-rank model in float32. The exit status is 1 if ours
 fails, or errs more than 1.5 times as much as PyTorch's low-rank model at the same dtype.

@@ -1,6 +1,6 @@
 """Tables, JSON and plot of a comparison.
 
-A result is {"batch", "length", "competitors": {name: entry}}; an entry has "ms",
+A result is {"batch", "length", "competitors": {name: entry}}; an entry has "ms", "wall_ms",
 "activation_bytes" and "relative_error" or, where the competitor failed, "failure".
 """
 
@@ -20,8 +20,8 @@ def value(result, name, field):
     return entry.get(field)
 
 
-def ratio(result, numerator, denominator):
-    a, b = value(result, numerator, "ms"), value(result, denominator, "ms")
+def ratio(result, numerator, denominator, field="ms"):
+    a, b = value(result, numerator, field), value(result, denominator, field)
     return a / b if a and b else None
 
 
@@ -71,9 +71,9 @@ def table(results, names, field, text, extra=()):
     return aligned(rows)
 
 
-def ratio_column(numerator, denominator):
+def ratio_column(numerator, denominator, field):
     def cell(result):
-        r = ratio(result, numerator, denominator)
+        r = ratio(result, numerator, denominator, field)
         return "-" if r is None else f"{r:.2f}"
     return f"{numerator} / {denominator}", cell
 
@@ -87,11 +87,16 @@ def accuracy_column(bad_cases):
 
 
 def text(results, names):
-    ratios = [ratio_column(a, b) for a, b in RATIOS if a in names and b in names]
+    def times(field):
+        ratios = [ratio_column(a, b, field) for a, b in RATIOS if a in names and b in names]
+        return table(results, names, field, "{:.3f}".format, ratios)
+
     bad = {line.split()[0] for line in problems(results)}
     parts = [
-        "Milliseconds of one forward pass\n"
-        + table(results, names, "ms", "{:.3f}".format, ratios),
+        "Milliseconds of one forward pass: PyTorch's on the device, ours for a caller who waits\n"
+        + times("ms"),
+        "Milliseconds from ids in host memory to vectors in host memory, of both\n"
+        + times("wall_ms"),
         "Activations, MiB\n"
         + table(results, names, "activation_bytes", lambda b: f"{b / 2**20:.1f}"),
         "Relative error of the pooled vectors against PyTorch in float32\n"
@@ -112,6 +117,7 @@ def text(results, names):
 
 def write_json(path, machine, options, results, names):
     ratios = {f"{a}/{b}": [ratio(r, a, b) for r in results] for a, b in RATIOS}
+    ratios |= {f"{a}/{b} wall": [ratio(r, a, b, "wall_ms") for r in results] for a, b in RATIOS}
     with open(path, "w") as f:
         json.dump({"machine": machine, "options": options, "competitors": names,
                    "results": results, "ratios": ratios, "problems": problems(results)},

@@ -125,7 +125,7 @@ def check_shapes():
 
 def made_up(case, scale, ours_error=1e-3):
     def entry(ms, mib, error):
-        return {"ms": ms * scale, "activation_bytes": int(mib * 2**20 * scale),
+        return {"ms": ms * scale, "wall_ms": (ms + 1) * scale, "activation_bytes": int(mib * 2**20 * scale),
                 "relative_error": error}
 
     return {"batch": case[0], "length": case[1], "competitors": {
@@ -139,10 +139,11 @@ def check_report(folder):
     names = ["dense-compiled", "lowrank-graph", "paper", "ours"]
     good = [made_up((1, 128), 0.5), made_up((32, 512), 1)]
     expect(report.ratio(good[1], "dense-compiled", "ours") == 2, "ratio")
+    expect(report.ratio(good[1], "dense-compiled", "ours", "wall_ms") == 5 / 3, "wall ratio")
     expect(report.ratio(good[1], "paper", "ours") is None, "ratio of a failure")
     expect(report.problems(good) == [], f"problems of good results: {report.problems(good)}")
     page = report.text(good, names)
-    for part in ("32 x 512", "2.00", "3.00", "failed", "240.0", "1.0e-03", "no answer within 60 s"):
+    for part in ("32 x 512", "2.00", "3.00", "1.67", "failed", "240.0", "1.0e-03", "no answer within 60 s"):
         expect(part in page, f"{part!r} is not in the table:\n{page}")
     lines = page.split("\n\n")[0].split("\n")[1:]
     expect(len({len(line) for line in lines}) == 1, "columns are not aligned")

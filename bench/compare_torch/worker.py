@@ -45,6 +45,9 @@ def event_times(call, passes):
 def wall_times(call, passes):
     """Milliseconds of each pass for a caller who waits for its end."""
     times = []
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
     for _ in range(passes):
         start = time.perf_counter()
         call()
@@ -101,7 +104,8 @@ class Worker:
 
     def prepare(self, batch, length, ids, output, sdpa):
         values = np.fromfile(ids, "<i4").reshape(batch, length)
-        device_ids = torch.from_numpy(values).to("cuda", torch.int64)
+        self.host_ids = torch.from_numpy(values).to(torch.int64).pin_memory()
+        self.device_ids = device_ids = self.host_ids.to("cuda")
         self.call = None  # frees the last case's graph
         torch.cuda.empty_cache()
         answer = {}
@@ -122,7 +126,9 @@ class Worker:
             self.prepare_compiled(forward, answer)
         else:
             self.prepare_eager(forward, answer)
-        self.call().cpu().numpy().astype("<f4").tofile(output)
+        vectors = self.call()
+        self.host_vectors = torch.empty_like(vectors, device="cpu").pin_memory()
+        vectors.cpu().float().numpy().astype("<f4").tofile(output)
         return answer
 
     def prepare_eager(self, forward, answer):
@@ -181,9 +187,14 @@ class Worker:
         set_attention("math")
         return min(times, key=times.get) if times else "math"
 
+    def answer(self):
+        """A pass from ids in host memory to vectors in host memory."""
+        self.device_ids.copy_(self.host_ids, non_blocking=True)
+        self.host_vectors.copy_(self.call(), non_blocking=True)
+
     def measure(self):
         event_times(self.call, 5)
-        return {"ms": event_times(self.call, PASSES), "wall_ms": wall_times(self.call, PASSES)}
+        return {"ms": event_times(self.call, PASSES), "wall_ms": wall_times(self.answer, PASSES)}
 
 
 def versions():

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -47,6 +49,31 @@ TEST_P(BackendTest, AttentionOfAChunkCountsRowsFromItsFirstSequence) {
   chunk.first_token = 1000;
   const auto qkv = Activations(size_t(whole.tokens()) * whole.columns());
   EXPECT_TRUE(BitEqual(RunOp(*backend_, chunk, qkv), RunOp(*backend_, whole, qkv)));
+}
+
+// What overflows in one request stays there: a sequence's neighbours hold infinities and NaNs, and
+// its own rows come out as if they did not.
+TEST_P(BackendTest, AttentionIsNotReachedByInfinitiesOfOtherSequences) {
+  const AttentionCase c = {{70, 33, 129, 64, 1}, 3, 40, 24};
+  const auto clean = Activations(size_t(c.tokens()) * c.columns());
+  const auto expected = RunOp(*backend_, c, clean);
+  const std::vector<int> cu = CuSeqlens(c.lengths);
+  for (const int broken : {1, 3}) {
+    for (const float value : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+      auto qkv = clean;
+      std::fill(qkv.begin() + size_t(cu[broken]) * c.columns(),
+                qkv.begin() + size_t(cu[broken + 1]) * c.columns(), value);
+      const auto actual = RunOp(*backend_, c, qkv);
+      const size_t width = size_t(c.heads) * c.d_v;
+      for (size_t s = 0; s < c.lengths.size(); ++s) {
+        if (static_cast<int>(s) == broken) continue;
+        SCOPED_TRACE(::testing::Message() << "sequence " << s << " beside " << broken);
+        EXPECT_TRUE(
+            BitEqual({actual.begin() + cu[s] * width, actual.begin() + cu[s + 1] * width},
+                     {expected.begin() + cu[s] * width, expected.begin() + cu[s + 1] * width}));
+      }
+    }
+  }
 }
 
 // The rows of one sequence alone equal those rows in a batch.
