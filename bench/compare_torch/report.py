@@ -109,7 +109,10 @@ def text(results, names):
             if "failure" in entry:
                 notes.append(f"{case} failed: {entry['failure']}")
             elif "variant" in entry:
-                notes.append(f"{case}: {entry['variant']}")
+                others = [f"{variant} {times['ms']:.3f} ms"
+                          for variant, times in entry.get("variants", {}).items()
+                          if variant != entry["variant"]]
+                notes.append(f"{case}: {', '.join([entry['variant'], *others])}")
     if notes:
         parts.append("Notes\n" + "\n".join(notes))
     return "\n\n".join(parts)

@@ -61,6 +61,9 @@ cudaError_t LaunchAddNorm(const AddNormParams& params, DType dtype, cudaStream_t
 // activation leaves the chip (design.md 2.3).
 //   x: [n, d]   a1: [r1, d]   b1: [F, r1]   bias: float32 [F_padded] or null   a2: [r2, F]
 //   s: [n, r2] out
+// With b2 the sum with the residual and its norm follow in the same kernel, and s stays on chip:
+//   x = LayerNorm(x + s b2' + b2_bias)
+//   x: in, out   b2: [d, r2]   b2_bias: float32 [d_padded] or null   s: not used
 struct FeedForwardParams {
   Rows x;
   PackedMatrix a1;
@@ -69,6 +72,9 @@ struct FeedForwardParams {
   PackedMatrix a2;
   Activation activation = Activation::kGelu;
   Rows s;
+  PackedMatrix b2;  // b2.data null: s is the result
+  const float* b2_bias = nullptr;
+  LayerNormParams norm;
 };
 cudaError_t LaunchFeedForwardSm90(const FeedForwardParams& params, DType dtype,
                                   const FeedForwardTile& tile, cudaStream_t stream);
