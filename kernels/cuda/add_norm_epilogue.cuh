@@ -59,9 +59,23 @@ class WarpRows {
     for (int i = 0; i < kBoxes; ++i)
       CopyBox2(shared_ + i * kBoxBytes, x, col + 64 * i, row, barrier);
   }
-  __device__ void Store(const CUtensorMap* x, int row, int col) const {
-    for (int i = 0; i < kBoxes; ++i) StoreBox2(x, shared_ + i * kBoxBytes, col + 64 * i, row);
-    StoreCommit();
+  // To the rows at `x`, `stride` elements apart, the first `rows` of them; by the whole warp.
+  __device__ __forceinline__ void Store(T* x, int64_t stride, int rows) const {
+    const int lane = threadIdx.x % 32;
+    x += lane / 8 * stride + lane % 8 * 8;
+#pragma unroll
+    for (int i = 0; i < 16; i += 4) {
+      const int row = lane / 8 + i;
+      const char* from = shared_ + row * 128 + (lane % 8 ^ row % 8) * 16;
+#pragma unroll
+      for (int box = 0; box < kBoxes; ++box) {
+        if (row < rows) {
+          *reinterpret_cast<uint4*>(x + 64 * box) =
+              *reinterpret_cast<const uint4*>(from + box * kBoxBytes);
+        }
+      }
+      x += 4 * stride;
+    }
   }
 
  private:
@@ -85,18 +99,26 @@ __device__ __forceinline__ void StartWithBias(float (&acc)[kN / 2], const float*
   }
 }
 
-// acc += x.
-template <class T, int kN>
-__device__ __forceinline__ void AddResidual(float (&acc)[kN / 2], const WarpRows<T, kN>& x) {
+// acc += x; kBias: and bias, [kN] in shared memory.
+template <class T, int kN, bool kBias>
+__device__ __forceinline__ void AddResidual(float (&acc)[kN / 2], const WarpRows<T, kN>& x,
+                                            const float* bias) {
+  bias += 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int p = 0; p < kN / 16; ++p) {
     uint32_t r[4];
     x.Read(p, r);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 v = Unpack2<T>(r[i]);
-      acc[8 * p + 2 * i] += v.x;
-      acc[8 * p + 2 * i + 1] += v.y;
+    for (int j = 0; j < 2; ++j) {
+      float2 b = {};
+      if constexpr (kBias) b = *reinterpret_cast<const float2*>(bias + 16 * p + 8 * j);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float2 v = Unpack2<T>(r[2 * j + i]);
+        float* a = acc + 8 * p + 4 * j + 2 * i;
+        a[0] += kBias ? v.x + b.x : v.x;
+        a[1] += kBias ? v.y + b.y : v.y;
+      }
     }
   }
 }
@@ -167,35 +189,44 @@ __device__ __forceinline__ void SendMoments(const float (&acc)[Loop::kN / 2], Mo
   }
 }
 
-// The moments of all d columns of row `row` of the tile, by the four lanes of a quad together.
+// The moments of all d columns of rows `row` and `row` + 8 of the tile, by the four lanes of a quad
+// together.
 template <class Loop>
-__device__ __forceinline__ Moments RowMoments(const Moments* stats, int row, int d,
-                                              float inverse_d) {
+__device__ __forceinline__ void PairMoments(Moments (&rows)[2], const Moments* stats, int row,
+                                            int d, float inverse_d) {
   constexpr int kPerLane = 2;  // units of 128: d <= 1024
   const int units = d / 128;
-  Moments m[kPerLane];
-  float sum = 0;
+  Moments m[kPerLane][2];
+  float weight[kPerLane];
+  float sum[2] = {};
 #pragma unroll
   for (int s = 0; s < kPerLane; ++s) {
-    const int unit = threadIdx.x % 4 + 4 * s;
-    if (unit >= units) break;
-    if constexpr (kUnit<Loop> == 128) {
-      m[s] = stats[unit * Loop::kRows + row];
-    } else {
-      m[s] =
-          Merge64(stats[2 * unit * Loop::kRows + row], stats[(2 * unit + 1) * Loop::kRows + row]);
+    const int unit = static_cast<int>(threadIdx.x) % 4 + 4 * s;
+    weight[s] = unit < units ? 1.0f : 0.0f;
+    const int there = min(unit, units - 1);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const Moments* from = stats + row + 8 * i;
+      if constexpr (kUnit<Loop> == 128) {
+        m[s][i] = from[there * Loop::kRows];
+      } else {
+        m[s][i] = Merge64(from[2 * there * Loop::kRows], from[(2 * there + 1) * Loop::kRows]);
+      }
+      sum[i] += weight[s] * m[s][i].mean;
     }
-    sum += m[s].mean;
   }
-  const float mean = QuadSum(sum) * (128 * inverse_d);
-  float squares = 0;
+  float squares[2] = {};
 #pragma unroll
-  for (int s = 0; s < kPerLane; ++s) {
-    if (static_cast<int>(threadIdx.x % 4) + 4 * s >= units) break;
-    const float difference = m[s].mean - mean;
-    squares += m[s].squares + 128 * difference * difference;
+  for (int i = 0; i < 2; ++i) {
+    rows[i].mean = QuadSum(sum[i]) * (128 * inverse_d);
+#pragma unroll
+    for (int s = 0; s < kPerLane; ++s) {
+      const float difference = m[s][i].mean - rows[i].mean;
+      squares[i] += weight[s] * (m[s][i].squares + 128 * difference * difference);
+    }
   }
-  return {mean, QuadSum(squares)};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) rows[i].squares = QuadSum(squares[i]);
 }
 
 // Writes (acc * scale + shift) * gamma + beta to `x`; scale and shift of this thread's two rows.

@@ -23,22 +23,25 @@
 // that held the residual. Whatever the tile, the statistics are merged in the same order, so the
 // result does not depend on it.
 //
-// Each consumer warp keeps its own 16 rows of x: it loads them, rewrites them and stores them, and
-// fetches the next tile's once the store has been read.
+// Each consumer warp keeps its own 16 rows of x: it loads them, rewrites them in place and writes
+// them out.
 //
 // Shapes: d a multiple of 128, at most 1024; any n and k. Tiles: rows 64, cols 128, 192, 256, 384
-// or 512, cluster == d / cols, at most 8; `stages` is not read. Anything else is refused, and so is
-// a tile that does not fit shared memory.
+// or 512, cluster == d / cols, at most 8. Anything else is refused, and so is a tile that does not
+// fit shared memory. bias, gamma and beta start at 16-byte aligned addresses.
 
 namespace flashsvd {
 namespace {
 
-constexpr int kMaxCluster = 8;  // what every device can place
+constexpr int kMaxCluster = 8;             // what every device can place
+constexpr int kPrefetchBytes = 96 * 1024;  // of weights; all that the ring holds is slower
 
 struct Args {
   CUtensorMap y;
   CUtensorMap w;
   CUtensorMap x;  // boxes of 16 rows x 64 columns
+  void* x_data;
+  int64_t x_stride;
   const float* bias;
   const float* gamma;
   const float* beta;
@@ -55,6 +58,7 @@ struct Layout {
   struct alignas(16) Barriers {
     typename Loop::Barriers ring;
     uint64_t x[4 * Loop::kGroups];  // a warp's rows of x are there
+    uint64_t params;                // bias, gamma and beta are there
     uint64_t stats[2];              // the tile's statistics are there; by tile parity
   };
   static constexpr int kWarpXBytes = 16 * Loop::kN * 2;
@@ -84,6 +88,7 @@ __device__ __forceinline__ void Consume(const Args& args, char* shared, int firs
   using L = Layout<Loop>;
   static_assert(Loop::kRowGroups == 1);
   constexpr int kN = Loop::kN;
+  constexpr bool kRoomy = kN < 256;  // for the widest tile registers are short
   auto* barriers = reinterpret_cast<typename L::Barriers*>(shared + L::kBarriers);
   auto* all_stats = reinterpret_cast<Moments*>(shared + L::kStats);
   const int warp = threadIdx.x / 32;
@@ -97,33 +102,41 @@ __device__ __forceinline__ void Consume(const Args& args, char* shared, int firs
   const int stats_size = args.d / kUnit<Loop> * Loop::kRows;
   const WarpRows<T, kN> x(shared + L::kX + warp * L::kWarpXBytes);
 
-  if (lane == 0) {
-    WaitForPredecessor();
-    x.Load(&args.x, first_tile * Loop::kRows + warp_row, first_col, &barriers->x[warp]);
-  }
+  BarrierWait(&barriers->params, 0);
+  WaitForPredecessor();
   typename Loop::Position at;
   int turn = 0;
   for (int tile_row = first_tile * Loop::kRows; tile_row < args.n;
        tile_row += tile_step * Loop::kRows, ++turn) {
     float acc[kN / 2];
-    StartWithBias<kN>(acc, params);
-    PinRegisters(acc);
-    WgmmaFence();  // or the compiler waits for every product by itself
-    Loop::template Multiply<true>(acc, shared, &barriers->ring, at, group, args.k_padded, [&] {
-      if (turn > 0 && lane == 0) {
-        StoreWaitRead<0>();
-        x.Load(&args.x, tile_row + warp_row, first_col, &barriers->x[warp]);
-      }
+    const auto load_x = [&] {
+      if (lane == 0) x.Load(&args.x, tile_row + warp_row, first_col, &barriers->x[warp]);
       __syncwarp();
-    });
+    };
+    if constexpr (kRoomy) {
+      StartWithBias<kN>(acc, params);
+      PinRegisters(acc);
+      WgmmaFence();  // or the compiler waits for every product by itself
+      const int x_step = min(Loop::Steps(args.k_padded) - 1, 1);  // y is needed first
+      Loop::template Multiply<true>(acc, shared, &barriers->ring, at, group, args.k_padded, false,
+                                    [&](int step) {
+                                      if (step == x_step) load_x();
+                                    });
+    } else {
+      load_x();
+      Loop::template Multiply<false>(acc, shared, &barriers->ring, at, group, args.k_padded, false,
+                                     [](int) {});
+    }
 
     const int parity = turn % 2;
     uint64_t* stats_barrier = &barriers->stats[parity];
     if (cluster > 1 && threadIdx.x == 0) {
       BarrierExpect(stats_barrier, stats_size * sizeof(Moments));
     }
+    __syncwarp();
+    if (cluster > 1 && turn == 0) ClusterWait();
     BarrierWait(&barriers->x[warp], turn % 2);
-    AddResidual<T, kN>(acc, x);
+    AddResidual<T, kN, !kRoomy>(acc, x, params);
     Moments* stats = all_stats + parity * stats_size;
     SendMoments<Loop>(acc, stats, stats_barrier, first_col / kUnit<Loop>, row,
                       static_cast<int>(cluster));
@@ -134,18 +147,33 @@ __device__ __forceinline__ void Consume(const Args& args, char* shared, int firs
     }
     float scale[2];
     float shift[2];
+    Moments rows[2];
+    PairMoments<Loop>(rows, stats, row, args.d, args.inverse_d);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const Moments m = RowMoments<Loop>(stats, row + 8 * i, args.d, args.inverse_d);
-      scale[i] = rsqrtf(m.squares * args.inverse_d + args.epsilon);
-      shift[i] = -m.mean * scale[i];
+      scale[i] = rsqrtf(rows[i].squares * args.inverse_d + args.epsilon);
+      shift[i] = -rows[i].mean * scale[i];
     }
     Normalize<T, kN>(acc, scale, shift, params + Loop::kCols, params + 2 * Loop::kCols, x);
-    FenceAsyncProxy();
     __syncwarp();
-    if (lane == 0) x.Store(&args.x, tile_row + warp_row, first_col);
+    const int64_t first_row = tile_row + warp_row;
+    x.Store(static_cast<T*>(args.x_data) + first_row * args.x_stride + first_col, args.x_stride,
+            args.n - tile_row - warp_row);
+    // The next tile's rows are copied to where these were. The fence is slow, so not without need.
+    if (tile_row + tile_step * Loop::kRows < args.n) FenceAsyncProxy();
+    __syncwarp();
   }
-  if (lane == 0) StoreWaitRead<0>();
+}
+
+// Asks for this block's bias, gamma and beta.
+template <class Loop>
+__device__ __forceinline__ void LoadParams(const Args& args, float* params, int first_col,
+                                           uint64_t* barrier) {
+  constexpr int kBytes = Loop::kCols * 4;
+  BarrierExpect(barrier, (args.bias == nullptr ? 2 : 3) * kBytes);
+  if (args.bias != nullptr) CopyBytes(params, args.bias + first_col, kBytes, barrier);
+  CopyBytes(params + Loop::kCols, args.gamma + first_col, kBytes, barrier);
+  CopyBytes(params + 2 * Loop::kCols, args.beta + first_col, kBytes, barrier);
 }
 
 template <class Loop>
@@ -158,31 +186,32 @@ __global__ void __launch_bounds__(Loop::kThreads, 1)
   const int first_tile = static_cast<int>(blockIdx.x) / cluster;
   const int tile_step = static_cast<int>(gridDim.x) / cluster;
   const int first_col = static_cast<int>(rank) * Loop::kCols;
-  const bool producer = threadIdx.x == Loop::kThreads - 32;
+  const bool producer = threadIdx.x == Loop::kLoader;
 
+  float* params = reinterpret_cast<float*>(shared + L::kParams);
   int prefetched = 0;
   if (producer) {
     Loop::Init(&barriers->ring);
     for (uint64_t& barrier : barriers->x) BarrierInit(&barrier, 1);
     for (uint64_t& barrier : barriers->stats) BarrierInit(&barrier, 1);
+    BarrierInit(&barriers->params, 1);
     BarrierInitFence();
-    prefetched = Loop::Prefetch(shared, &barriers->ring, &args.w, args.k_padded, first_col);
+    prefetched =
+        Loop::Prefetch(shared, &barriers->ring, &args.w, args.k_padded, first_col, kPrefetchBytes);
     PrefetchTensorMap(&args.y);
     PrefetchTensorMap(&args.x);
+    LoadParams<Loop>(args, params, first_col, &barriers->params);
   }
-  float* params = reinterpret_cast<float*>(shared + L::kParams);
-  for (int i = threadIdx.x; i < Loop::kCols; i += Loop::kThreads) {
-    params[i] = args.bias == nullptr ? 0.0f : args.bias[first_col + i];
-    params[Loop::kCols + i] = args.gamma[first_col + i];
-    params[2 * Loop::kCols + i] = args.beta[first_col + i];
+  if (args.bias == nullptr) {
+    for (int i = threadIdx.x; i < Loop::kCols; i += Loop::kThreads) params[i] = 0;
   }
-  // The cluster's barriers are ready before anyone sends to them. Nothing remote is under way when
-  // a block ends: it has received all that its peers send.
+  // The cluster's barriers are ready before anyone sends to them: Consume waits for that. Nothing
+  // remote is under way when a block ends: it has received all that its peers send.
   __syncwarp();
   __syncthreads();
-  if (cluster > 1) ClusterSyncRelaxed();
+  if (cluster > 1) ClusterArriveRelaxed();
   AllowSuccessor();
-  if (threadIdx.x < Loop::kThreads - 32) {
+  if (threadIdx.x < Loop::kConsumers) {
     Consume<Loop>(args, shared, first_tile, tile_step, rank, static_cast<uint32_t>(cluster));
   } else if (producer) {
     WaitForPredecessor();
@@ -190,11 +219,16 @@ __global__ void __launch_bounds__(Loop::kThreads, 1)
   }
 }
 
-// How many clusters of `cluster` blocks are resident at once; asked of the driver once.
+// How many clusters of `cluster` blocks are resident at once; asked of the driver once for a
+// device.
 template <class Loop>
 cudaError_t ResidentClusters(int cluster, int d, int* count) {
-  static std::atomic<int> known[kMaxCluster + 1] = {};
-  *count = known[cluster].load(std::memory_order_relaxed);
+  constexpr int kDevices = 16;  // others are asked every time
+  static std::atomic<int> known[kDevices][kMaxCluster + 1] = {};
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  *count = device < kDevices ? known[device][cluster].load(std::memory_order_relaxed) : 0;
   if (*count > 0) return cudaSuccess;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -207,10 +241,10 @@ cudaError_t ResidentClusters(int cluster, int d, int* count) {
   config.dynamicSmemBytes = Layout<Loop>::Bytes(d);
   config.attrs = &attribute;
   config.numAttrs = 1;
-  const cudaError_t error = cudaOccupancyMaxActiveClusters(count, GemmAddNormKernel<Loop>, &config);
+  error = cudaOccupancyMaxActiveClusters(count, GemmAddNormKernel<Loop>, &config);
   if (error != cudaSuccess) return error;
   if (*count == 0) return cudaErrorInvalidValue;
-  known[cluster].store(*count, std::memory_order_relaxed);
+  if (device < kDevices) known[device][cluster].store(*count, std::memory_order_relaxed);
   return cudaSuccess;
 }
 
@@ -222,6 +256,8 @@ cudaError_t Launch(const GemmAddNormParams& params, int cluster, cudaStream_t st
   if (error == cudaSuccess) error = PackedMatrixMap(params.w, Loop::kCols, Loop::kWDepth, &args.w);
   if (error == cudaSuccess) error = SwizzledRowsMap(params.x, 16, &args.x);
   if (error != cudaSuccess) return error;
+  args.x_data = params.x.data;
+  args.x_stride = params.x.stride;
   args.bias = params.bias;
   args.gamma = params.norm.gamma;
   args.beta = params.norm.beta;

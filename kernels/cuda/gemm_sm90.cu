@@ -3,28 +3,34 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/gemm_mainloop.cuh"
+#include "kernels/cuda/gemm_store.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/launch_config.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/tensor_map.h"
-#include "kernels/cuda/wgmma.cuh"
 
 // y = activation(x W' + bias), compute capability 9.0.
 //   x: [n, k]   w: [m, k]   y: [n, m]
 //
-// As many blocks as multiprocessors walk over the tiles, those of one row band next to each other.
-// The producer runs ahead into the next tile while the consumers write theirs: each warp passes its
-// 16 rows, 64 columns at a time, through shared memory, to write whole 128-byte pieces of rows.
+// Tiles of 64 and 128 rows: as many blocks as multiprocessors walk over the tiles, those of one row
+// band next to each other. The producer runs ahead into the next tile while the consumers write
+// theirs.
 //
-// Any n, m and k. Tiles (rows x cols): 64 x {48, 128, 192} and 128 x {96, 128, 192, 240}; with an
-// activation only 64 x 48 and 128 x 128. `depth` and `stages` are not read. y may start at any even
-// address; unless it is a multiple of 16, writes are slow.
+// Tiles of 192 rows: three warpgroups share each column of W, which makes the tile that needs least
+// of the multiprocessor's two narrow paths, from L2 and from shared memory to the tensor cores. Its
+// loads and its epilogue are exposed, but for the warpgroups' turns at the end: it is for shapes
+// that it covers in one wave.
+//
+// Any n, m and k. Tiles (rows x cols): 64 x {48, 128, 192}, 128 x {96, 128, 192, 240} and
+// 192 x {192, 240}; with an activation only 64 x 48 and 128 x 128. `depth` and `stages` are not
+// read. y may start at any even address; unless it is a multiple of 16, writes are slow.
 
 namespace flashsvd {
 namespace {
+
+constexpr int kPrefetchBytes = 48 * 1024;  // of weights; of 32 KiB to the whole ring the fastest
 
 struct Args {
   CUtensorMap x;
@@ -35,80 +41,19 @@ struct Args {
   int n;
   int m;
   int k_padded;
+  bool in_turn;
 };
 
-constexpr int kChunk = 64;               // columns that a warp stages at a time
-constexpr int kStagePitch = kChunk + 8;  // elements; rows then start in different banks
-constexpr int kStagingBytes = 16 * kStagePitch * 2;
-
-// Shared memory.
+// Shared memory. Without a producer, warps stage y where their rows of x were.
 template <class Loop>
 struct Layout {
   static constexpr int kStaging = Loop::kRingBytes;
-  static constexpr int kBias = kStaging + 4 * Loop::kGroups * kStagingBytes;  // [groups][2][kN]
+  static constexpr int kBias =
+      kStaging + (Loop::kProducer ? 4 * Loop::kGroups * kStagedBytes : 0);  // [groups][2][kN]
   static constexpr int kBarriers = kBias + 2 * Loop::kGroups * Loop::kN * 4;
   static constexpr int kBytes = kBarriers + sizeof(typename Loop::Barriers);
   static_assert(kBytes <= 227 * 1024);
 };
-
-// Writes 16 rows x `cols` columns (0 to kChunk) of `staged` to y, clipped to `rows` rows.
-// aligned: y is 16-byte aligned.
-template <class T>
-__device__ __forceinline__ void WriteRows(const T* staged, T* y, int64_t stride, int rows, int cols,
-                                          bool aligned) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int whole = aligned ? cols & ~7 : 0;  // columns in units of 16 bytes
-  const int col = lane % 8 * 8;
-  const T* from = staged + lane / 8 * kStagePitch + col;
-  T* to = y + lane / 8 * stride + col;
-#pragma unroll
-  for (int i = 0; i < 16; i += 4) {
-    if (lane / 8 + i < rows && col < whole) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-    }
-    from += 4 * kStagePitch;
-    to += 4 * stride;
-  }
-  if (whole == cols) return;
-#pragma unroll 1
-  for (int row = 0; row < min(rows, 16); ++row) {
-    for (int c = whole + lane; c < cols; c += 32) {
-      y[row * stride + c] = staged[row * kStagePitch + c];
-    }
-  }
-}
-
-// y = activation(acc + bias) for this warp's 16 rows x kN columns, clipped to rows x cols.
-// bias: [kN] of this warpgroup in shared memory.
-template <class T, int kN, Activation kActivation>
-__device__ __forceinline__ void WriteTile(const float (&acc)[kN / 2], const float* bias, T* staging,
-                                          T* y, int64_t stride, int rows, int cols) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  T* place = staging + (lane / 8 % 2 * 8 + lane % 8) * kStagePitch + lane / 16 * 8;
-  const bool aligned = reinterpret_cast<uintptr_t>(y) % 16 == 0;
-#pragma unroll
-  for (int chunk = 0; chunk < kN; chunk += kChunk) {
-#pragma unroll
-    for (int c = chunk; c < chunk + kChunk && c < kN; c += 16) {
-      uint32_t r[4];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const auto b = *reinterpret_cast<const float2*>(bias + c + 8 * j + 2 * (lane % 4));
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float* a = acc + c / 2 + 4 * j + 2 * i;
-          r[2 * j + i] =
-              Pack2<T>(Activate<kActivation>(a[0] + b.x), Activate<kActivation>(a[1] + b.y));
-        }
-      }
-      StoreMatrix4(place + c - chunk, r[0], r[1], r[2], r[3]);
-    }
-    __syncwarp();
-    const int wide = kN - chunk < kChunk ? kN - chunk : kChunk;
-    WriteRows(staging, y + chunk, stride, rows, max(min(cols - chunk, wide), 0), aligned);
-    __syncwarp();
-  }
-}
 
 // The tiles of y; those of one band of rows follow each other, so that blocks side by side share x.
 template <class Loop>
@@ -123,46 +68,82 @@ struct Tiles {
   __device__ int FirstCol(int tile) const { return tile % cols * Loop::kCols; }
 };
 
+// What a consumer warpgroup does with its tiles.
 template <class Loop, Activation kActivation>
-__device__ __forceinline__ void Consume(const Args& args, char* shared,
-                                        typename Loop::Barriers* barriers) {
-  using T = typename Loop::Element;
-  using L = Layout<Loop>;
-  constexpr int kN = Loop::kN;
-  constexpr int kBiasPerThread = (kN + 127) / 128;
-  const Tiles<Loop> tiles(args);
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int group = Loop::Group();
-  const int warp_row = group / Loop::kColGroups * 64 + warp % 4 * 16;
-  const int group_col = group % Loop::kColGroups * kN;
-  const int thread = static_cast<int>(threadIdx.x) % 128;
-  T* staging = reinterpret_cast<T*>(shared + L::kStaging + warp * kStagingBytes);
-  float* both_biases = reinterpret_cast<float*>(shared + L::kBias) + 2 * group * kN;
-  typename Loop::Position at;
-  int turn = 0;
-  for (int tile = static_cast<int>(blockIdx.x); tile < tiles.end;
-       tile += static_cast<int>(gridDim.x), ++turn) {
-    const int row = tiles.FirstRow(tile) + warp_row;
-    const int col = tiles.FirstCol(tile) + group_col;
+class Consumer {
+ public:
+  __device__ __forceinline__ Consumer(const Args& args, char* shared)
+      : args_(args),
+        shared_(shared),
+        group_(Loop::Group()),
+        warp_row_(group_ / Loop::kColGroups * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16) {}
+
+  // The tile at (tile_row, tile_col), the turn-th of this block.
+  template <class BeforeStep>
+  __device__ __forceinline__ void Run(typename Loop::Barriers* barriers, int tile_row, int tile_col,
+                                      int turn, const BeforeStep& before_step) {
+    constexpr int kBiasPerThread = (kN + 127) / 128;
+    const int thread = static_cast<int>(threadIdx.x) % 128;
+    const int row = tile_row + warp_row_;
+    const int col = tile_col + group_ % Loop::kColGroups * kN;
     float thread_bias[kBiasPerThread];  // on its way while the tile is multiplied
 #pragma unroll
     for (int i = 0; i < kBiasPerThread; ++i) {
       const int c = col + thread + 128 * i;
-      thread_bias[i] = args.bias != nullptr && c < args.m ? args.bias[c] : 0.0f;
+      thread_bias[i] = args_.bias != nullptr && c < args_.m ? args_.bias[c] : 0.0f;
     }
     float acc[kN / 2];
-    Loop::template Multiply<false>(acc, shared, barriers, at, group, args.k_padded, [] {});
+    Loop::Multiply(acc, shared_, barriers, at_, group_, args_.k_padded, args_.in_turn, before_step);
 
-    float* bias = both_biases + turn % 2 * kN;  // slower warps may still read the other
+    // The other half may still be read by slower warps.
+    float* bias =
+        reinterpret_cast<float*>(shared_ + Layout<Loop>::kBias) + (2 * group_ + turn % 2) * kN;
 #pragma unroll
     for (int i = 0; i < kBiasPerThread; ++i) {
       if (thread + 128 * i < kN) bias[thread + 128 * i] = thread_bias[i];
     }
-    NamedBarrierSync(1 + group, 128);
-    WriteTile<T, kN, kActivation>(acc, bias, staging,
-                                  static_cast<T*>(args.y) + row * args.y_stride + col,
-                                  args.y_stride, args.n - row, args.m - col);
+    NamedBarrierSync(1 + group_, 128);
+    WriteTile<T, kN, kActivation>(
+        acc, bias, [&](int i) { return Staging(i); },
+        static_cast<T*>(args_.y) + row * args_.y_stride + col, args_.y_stride, args_.n - row,
+        args_.m - col);
   }
+
+ private:
+  using T = typename Loop::Element;
+  static constexpr int kN = Loop::kN;
+
+  __device__ char* Staging(int i) const {
+    if constexpr (Loop::kProducer) {
+      return shared_ + Layout<Loop>::kStaging + static_cast<int>(threadIdx.x) / 32 * kStagedBytes;
+    } else {
+      // Nobody else reads these rows of x, and this warpgroup is done with all of them.
+      static_assert(kN <= kStagedCols * Loop::kXSlots);
+      return shared_ + i * Loop::kXBytes + warp_row_ * 128;
+    }
+  }
+
+  const Args& args_;
+  char* shared_;
+  int group_;
+  int warp_row_;  // the warp's first row in the tile
+  typename Loop::Position at_;
+};
+
+// Initialises the barriers and returns, in the loading thread, how many steps of the first tile
+// have their weights under way.
+template <class Loop>
+__device__ __forceinline__ int Start(const Args& args, char* shared,
+                                     typename Loop::Barriers* barriers, int first_col) {
+  int count = 0;
+  if (threadIdx.x == Loop::kLoader) {
+    Loop::Init(barriers);
+    BarrierInitFence();
+    count = Loop::Prefetch(shared, barriers, &args.w, args.k_padded, first_col, kPrefetchBytes);
+    PrefetchTensorMap(&args.x);
+  }
+  __syncthreads();
+  return count;
 }
 
 template <class Loop, Activation kActivation>
@@ -170,26 +151,21 @@ __global__ void __launch_bounds__(Loop::kThreads, 1) GemmKernel(const __grid_con
   extern __shared__ __align__(1024) char shared[];
   auto* barriers = reinterpret_cast<typename Loop::Barriers*>(shared + Layout<Loop>::kBarriers);
   const Tiles<Loop> tiles(args);
-  const bool producer = threadIdx.x == Loop::kThreads - 32;
-
-  int prefetched = 0;
-  if (producer) {
-    Loop::Init(barriers);
-    BarrierInitFence();
-    prefetched = Loop::Prefetch(shared, barriers, &args.w, args.k_padded,
-                                tiles.FirstCol(static_cast<int>(blockIdx.x)));
-    PrefetchTensorMap(&args.x);
-  }
-  __syncthreads();
+  const int first = static_cast<int>(blockIdx.x);
+  const int step = static_cast<int>(gridDim.x);
+  int prefetched = Start<Loop>(args, shared, barriers, tiles.FirstCol(first));
   AllowSuccessor();
-  if (threadIdx.x < Loop::kThreads - 32) {
+  if (threadIdx.x < Loop::kConsumers) {
     WaitForPredecessor();  // y may still be read
-    Consume<Loop, kActivation>(args, shared, barriers);
-  } else if (producer) {
+    Consumer<Loop, kActivation> consumer(args, shared);
+    int turn = 0;
+    for (int tile = first; tile < tiles.end; tile += step, ++turn) {
+      consumer.Run(barriers, tiles.FirstRow(tile), tiles.FirstCol(tile), turn, [](int) {});
+    }
+  } else if (threadIdx.x == Loop::kLoader) {
     WaitForPredecessor();
     typename Loop::Position at;
-    for (int tile = static_cast<int>(blockIdx.x); tile < tiles.end;
-         tile += static_cast<int>(gridDim.x)) {
+    for (int tile = first; tile < tiles.end; tile += step) {
       Loop::Load(shared, barriers, at, &args.x, &args.w, args.k_padded, prefetched,
                  tiles.FirstRow(tile), tiles.FirstCol(tile));
       prefetched = 0;
@@ -197,15 +173,47 @@ __global__ void __launch_bounds__(Loop::kThreads, 1) GemmKernel(const __grid_con
   }
 }
 
-int NumMultiprocessors() {
-  static const int count = [] {
-    int device = 0;
-    int value = 0;
-    if (cudaGetDevice(&device) != cudaSuccess) return 0;
-    cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
-    return value;
-  }();
-  return count;
+// One tile in a block, loaded by its last warpgroup.
+template <class Loop>
+__global__ void __launch_bounds__(Loop::kThreads, 1)
+    OneTileKernel(const __grid_constant__ Args args) {
+  constexpr int kSlots = Loop::kWSlots;
+  constexpr int kAhead = kSlots - 2;  // the slot of the step before the last is free everywhere
+  extern __shared__ __align__(1024) char shared[];
+  auto* barriers = reinterpret_cast<typename Loop::Barriers*>(shared + Layout<Loop>::kBarriers);
+  const Tiles<Loop> tiles(args);
+  const int row = tiles.FirstRow(static_cast<int>(blockIdx.x));
+  const int col = tiles.FirstCol(static_cast<int>(blockIdx.x));
+  const int prefetched = Start<Loop>(args, shared, barriers, col);
+  AllowSuccessor();
+  WaitForPredecessor();
+  const int steps = Loop::Steps(args.k_padded);
+  if (threadIdx.x == Loop::kLoader) {
+    for (int step = 0; step < min(steps, kSlots); ++step) {
+      if (step >= prefetched) Loop::LoadW(shared, barriers, step, &args.w, step, col);
+      Loop::LoadX(shared, barriers, step, &args.x, step, row);
+    }
+  }
+  __syncwarp();
+  const bool loads = Loop::Group() == Loop::kGroups - 1 && threadIdx.x % 128 < 32;
+  Consumer<Loop, Activation::kNone>(args, shared).Run(barriers, row, col, 0, [&](int step) {
+    const int next = step + kAhead;
+    if (!loads || next < kSlots || next >= steps) return;
+    if (threadIdx.x == Loop::kLoader) {
+      const int slot = next % kSlots;
+      BarrierWait(&barriers->w_empty[slot], next / kSlots % 2 ^ 1);
+      Loop::LoadW(shared, barriers, slot, &args.w, next, col);
+      Loop::LoadX(shared, barriers, slot, &args.x, next, row);
+    }
+    __syncwarp();
+  });
+}
+
+cudaError_t NumMultiprocessors(int* count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
 }
 
 template <class Loop, Activation kActivation>
@@ -213,6 +221,8 @@ cudaError_t Launch(const GemmParams& params, cudaStream_t stream) {
   Args args = {};
   cudaError_t error = SwizzledRowsMap(params.x, Loop::kRows, &args.x);
   if (error == cudaSuccess) error = PackedMatrixMap(params.w, Loop::kCols, Loop::kWDepth, &args.w);
+  int num_sms = 0;
+  if (error == cudaSuccess) error = NumMultiprocessors(&num_sms);
   if (error != cudaSuccess) return error;
   args.bias = params.bias;
   args.y = params.y.data;
@@ -223,11 +233,16 @@ cudaError_t Launch(const GemmParams& params, cudaStream_t stream) {
 
   const int tiles =
       (args.n + Loop::kRows - 1) / Loop::kRows * ((args.m + Loop::kCols - 1) / Loop::kCols);
+  args.in_turn = tiles <= 2 * num_sms;  // later waves are out of step by themselves
   LaunchShape shape;
-  shape.grid = static_cast<unsigned>(std::min(tiles, NumMultiprocessors()));
+  shape.grid = static_cast<unsigned>(Loop::kProducer ? std::min(tiles, num_sms) : tiles);
   shape.block = Loop::kThreads;
   shape.shared_bytes = Layout<Loop>::kBytes;
-  return LaunchKernel(GemmKernel<Loop, kActivation>, shape, stream, args);
+  if constexpr (Loop::kProducer) {
+    return LaunchKernel(GemmKernel<Loop, kActivation>, shape, stream, args);
+  } else {
+    return LaunchKernel(OneTileKernel<Loop>, shape, stream, args);
+  }
 }
 
 }  // namespace
@@ -264,6 +279,10 @@ cudaError_t LaunchGemmSm90(const GemmParams& params, DType dtype, const GemmTile
         return plain.template operator()<GemmMainloop<T, 192, 2, 1, 5, 5, 64>>();
       case 128'240:
         return plain.template operator()<GemmMainloop<T, 240, 2, 1, 4, 4, 64>>();
+      case 192'192:
+        return plain.template operator()<GemmMainloop<T, 192, 3, 1, 4, 4, 64, false>>();
+      case 192'240:
+        return plain.template operator()<GemmMainloop<T, 240, 3, 1, 4, 4, 64, false>>();
       default:
         return cudaErrorInvalidValue;
     }

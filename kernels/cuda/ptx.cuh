@@ -157,6 +157,12 @@ __device__ __forceinline__ void BarrierArriveClusterRelaxed(uint64_t* barrier, u
       "r"(rank)
       : "memory");
 }
+// `count` arrivals at once.
+__device__ __forceinline__ void BarrierArriveTimes(uint64_t* barrier, int count) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
+               "r"(count)
+               : "memory");
+}
 // Arrives once, and expects `bytes` of bulk copies besides.
 __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, uint32_t bytes) {
   asm volatile(
@@ -217,6 +223,15 @@ __device__ __forceinline__ void CopyBox3(void* shared, const CUtensorMap* map, i
       "l"(map), "r"(SharedAddress(barrier)), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
+// `bytes` (a multiple of 16) from 16-byte aligned global memory; completes on `barrier`.
+__device__ __forceinline__ void CopyBytes(void* shared, const void* global, uint32_t bytes,
+                                          uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier))
+      : "memory");
+}
 // A box of shared memory to global memory; rows outside the tensor are not written.
 __device__ __forceinline__ void StoreBox2(const CUtensorMap* map, const void* shared, int x,
                                           int y) {
@@ -249,6 +264,13 @@ __device__ __forceinline__ void ClusterSync() {
 __device__ __forceinline__ void ClusterSyncRelaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
                    : "memory");
+}
+// Its two halves: every thread of the cluster arrives; those that wait go on once all have.
+__device__ __forceinline__ void ClusterArriveRelaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void ClusterWait() {
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 }
 // The address, in the cluster's window, of `shared` in block `rank`.
 __device__ __forceinline__ uint32_t ClusterAddress(const void* shared, uint32_t rank) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 
 namespace flashsvd {
 namespace {
@@ -15,10 +16,12 @@ struct TileShape {
 
 // Clocks that a multiprocessor needs for its share of x [rows, k] W' in tiles of this shape, as
 // fitted to times on an H100: a step of 64 k is bound by the products, by filling shared memory, or
-// by its latency; a tile adds its first loads and its epilogue.
+// by its latency; a tile adds its first loads and its epilogue. Tiles of 192 rows hide neither, so
+// they pay in one wave alone.
 double HopperGemmClocks(TileShape tile, const DeviceFacts& device, int64_t rows, int n, int k) {
   const int64_t tiles = CeilDiv(rows, tile.rows) * CeilDiv(n, tile.cols);
   const int64_t waves = CeilDiv(tiles, device.num_sms);
+  if (tile.rows == 192 && waves > 1) return std::numeric_limits<double>::infinity();
   const double area = double{1} * tile.rows * tile.cols;
   const double step = std::max({area / 25.6, (tile.rows + tile.cols) * 8 / 3.0, 260.0});
   return waves * (CeilDiv(k, 64) * step + 900 + area / 30);
@@ -26,8 +29,8 @@ double HopperGemmClocks(TileShape tile, const DeviceFacts& device, int64_t rows,
 
 GemmTile ChooseHopperGemmTile(const DeviceFacts& device, int64_t rows, int n, int k,
                               bool activation) {
-  constexpr TileShape kTiles[] = {{64, 48},  {128, 128}, {64, 128}, {64, 192},
-                                  {128, 96}, {128, 192}, {128, 240}};
+  constexpr TileShape kTiles[] = {{64, 48},   {128, 128}, {64, 128},  {64, 192}, {128, 96},
+                                  {128, 192}, {128, 240}, {192, 192}, {192, 240}};
   // The first two also apply an activation.
   const auto end = activation ? kTiles + 2 : std::end(kTiles);
   const TileShape best = *std::min_element(std::begin(kTiles), end, [&](TileShape a, TileShape b) {

@@ -24,8 +24,9 @@ constexpr DeviceFacts kSlice = {.num_sms = 16,
 // What the kernels take (the list in each .cu file).
 const std::set<std::tuple<int, int, int, int>> kSm80Gemm = {
     {128, 128, 64, 3}, {128, 128, 32, 4}, {64, 64, 64, 4}, {32, 64, 128, 3}};
-const std::set<std::pair<int, int>> kSm90Gemm = {{64, 48},   {64, 128},  {64, 192}, {128, 96},
-                                                 {128, 128}, {128, 192}, {128, 240}};
+const std::set<std::pair<int, int>> kSm90Gemm = {{64, 48},   {64, 128},  {64, 192},
+                                                 {128, 96},  {128, 128}, {128, 192},
+                                                 {128, 240}, {192, 192}, {192, 240}};
 const std::set<std::pair<int, int>> kSm90GemmWithActivation = {{64, 48}, {128, 128}};
 
 TEST(TilePolicyTest, EveryGemmTileIsOneThatItsKernelTakes) {
@@ -41,6 +42,9 @@ TEST(TilePolicyTest, EveryGemmTileIsOneThatItsKernelTakes) {
             EXPECT_EQ(tile.path, KernelPath::kSm90);
             const auto& tiles = activation ? kSm90GemmWithActivation : kSm90Gemm;
             EXPECT_TRUE(tiles.contains({tile.rows, tile.cols})) << rows << " " << n << " " << k;
+            const int64_t blocks =
+                ((rows - 1) / tile.rows + 1) * ((n - 1) / std::max(tile.cols, 1) + 1);
+            EXPECT_TRUE(tile.rows < 192 || blocks <= device.num_sms);
           }
         }
       }
@@ -55,7 +59,10 @@ TEST(TilePolicyTest, TakesTheMeasuredBestGemmTiles) {
     return std::pair(t.rows, t.cols);
   };
   EXPECT_EQ(tile(16384, 1440, 768), std::pair(128, 240));
-  EXPECT_EQ(tile(4096, 1440, 768), std::pair(128, 192));
+  EXPECT_EQ(tile(4096, 1440, 768), std::pair(192, 240));
+  EXPECT_EQ(tile(2048, 1440, 768), std::pair(128, 192));
+  EXPECT_EQ(tile(4096, 864, 384), std::pair(128, 240));
+  EXPECT_EQ(tile(4096, 1152, 384), std::pair(192, 192));
   EXPECT_EQ(tile(1024, 1440, 768), std::pair(128, 96));
   EXPECT_EQ(tile(128, 1440, 768), std::pair(64, 48));
   EXPECT_EQ(tile(4096, 2304, 768), std::pair(128, 192));
