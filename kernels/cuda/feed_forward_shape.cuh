@@ -98,8 +98,8 @@ struct RingBarriers {
   }
 };
 
-// What a launch hands the kernels. Tensor maps of x and s: SwizzledRowsMap; of the weights:
-// PackedMatrixMap with the chunks above.
+// What a launch hands the kernels. Tensor maps of x and s (x again where there is no s):
+// SwizzledRowsMap; of the weights: PackedMatrixMap with the chunks above.
 struct FeedForwardMaps {
   CUtensorMap x;
   CUtensorMap a1;
@@ -116,7 +116,7 @@ cudaError_t EncodeMaps(const FeedForwardParams& params, int a1_rows, int a1_dept
       PackedMatrixMap(params.a1, a1_rows, a1_depth, &maps->a1),
       PackedMatrixMap(params.b1, Shape::kHidden, Shape::kUpSteps * 16, &maps->b1),
       PackedMatrixMap(params.a2, Shape::kRank, Shape::kDepth, &maps->a2),
-      SwizzledRowsMap(params.s, 64, &maps->s),
+      SwizzledRowsMap(params.b2.data != nullptr ? params.x : params.s, 64, &maps->s),
   };
   for (const cudaError_t error : errors) {
     if (error != cudaSuccess) return error;

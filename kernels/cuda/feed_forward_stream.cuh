@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/feed_forward_products.cuh"
 #include "kernels/cuda/feed_forward_shape.cuh"
 #include "kernels/cuda/feed_forward_store.cuh"
+#include "kernels/cuda/feed_forward_tail.cuh"
 #include "kernels/cuda/feed_forward_tiles.cuh"
 #include "kernels/cuda/launch_config.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -15,19 +17,25 @@
 // Many tokens: a block owns 128 rows and streams all of F past them.
 //   warpgroups 0 and 1   64 rows each: P, then per tile h = P B1', a = act(h + bias), s += a A2'
 //   warps 8, 9 and 10    bring weights, x and the bias
-// The warpgroups take turns at the tensor cores: one activates while the other multiplies.
+// The warpgroups take turns at the tensor cores: one activates while the other multiplies. Then s
+// is written, or the tail follows (feed_forward_tail.cuh).
 
 namespace flashsvd {
 
-template <class Shape>
+template <class T, class Shape, bool kTail>
 struct StreamStorage {
   // P as far as it is not in registers, of both warpgroups. Before that, x: kXSlots blocks of 64
-  // rows and 64 columns, the warpgroups' in turn. In the end the result on its way out.
-  static constexpr int kRowBytes =
-      std::max((Shape::kRankSteps - Shape::kRegisterSteps) * 2048, 2 * Shape::kBlockBytes);
+  // rows and 64 columns, the warpgroups' in turn. In the end the result on its way out, or the
+  // tail's first sums.
+  static constexpr int kLeastBlocks = kTail ? std::max(2, TailShape<Shape>::kKeptBlocks) : 2;
+  static constexpr int kRowBytes = std::max((Shape::kRankSteps - Shape::kRegisterSteps) * 2048,
+                                            kLeastBlocks* Shape::kBlockBytes);
   static constexpr int kXSlots = 2 * kRowBytes / Shape::kBlockBytes;
-  static constexpr int kFixed = 2 * kRowBytes + kBiasTiles * Shape::kHidden * 4 + 640;
-  static constexpr int kSlots = std::min(14, (kFeedForwardShared - kFixed) / Shape::kSlotBytes);
+  static constexpr int kFixed =
+      2 * kRowBytes + kBiasTiles * Shape::kHidden * 4 +
+      (kTail ? 1024 + static_cast<int>(sizeof(TailStorage<T, Shape>)) : 640);
+  static constexpr int kSlots =
+      std::min(kTail ? 24 : 14, (kFeedForwardShared - kFixed) / Shape::kSlotBytes);
 
   alignas(1024) uint8_t rows[2][kRowBytes];
   uint8_t slots[kSlots][Shape::kSlotBytes];
@@ -35,11 +43,11 @@ struct StreamStorage {
   RingBarriers<kSlots> weights;
   RingBarriers<kXSlots> x;
   RingBarriers<kBiasTiles> bias_barriers;
+  std::conditional_t<kTail, TailStorage<T, Shape>, NoTail> tail;
 };
 
-template <class T, class Shape>
+template <class T, class Shape, class Storage>
 struct StreamConsumer {
-  using Storage = StreamStorage<Shape>;
   Storage& storage;
   TileConsumer<T, Shape, Storage::kSlots>& tiles;
 
@@ -101,13 +109,15 @@ struct StreamConsumer {
   }
 };
 
-template <class T, class Shape>
+// Tail: NormTail or NoTail. Without one `out` is s, else x.
+template <class T, class Shape, class Tail>
 __global__ void __launch_bounds__(kFeedForwardThreads, 1)
     FeedForwardStreamKernel(const __grid_constant__ FeedForwardMaps maps, const float* bias,
                             int hidden, int x_chunks, int num_tiles, Rows out,
-                            Activation activation) {
+                            Activation activation, const __grid_constant__ Tail tail) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  using Storage = StreamStorage<Shape>;
+  constexpr bool kTail = std::is_same_v<Tail, NormTail>;
+  using Storage = StreamStorage<T, Shape, kTail>;
   auto& storage = *reinterpret_cast<Storage*>(shared);
   const WeightRing<Shape, Storage::kSlots> ring{storage.slots, storage.bias, &storage.weights,
                                                 &storage.bias_barriers};
@@ -116,7 +126,11 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
     storage.weights.Init(8);
     storage.x.Init(4);
     storage.bias_barriers.Init(8);
+    if constexpr (kTail) storage.tail.InitBarriers();
     BarrierInitFence();
+  }
+  if constexpr (kTail) {
+    if (warp < 8) storage.tail.InitIdentity();
   }
   __syncthreads();
 
@@ -125,13 +139,28 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
     const TileRange tiles{0, 1, num_tiles};
     if (warp == 8 && ElectOne()) {
       WeightProducer<Shape, Storage::kSlots> producer{ring};
+      if constexpr (kTail) {
+        for (; producer.at.slot < tail.skipped; producer.at.Next()) {
+          BarrierArrive(&storage.weights.full[producer.at.slot]);
+        }
+      }
       for (int chunk = 0; chunk < x_chunks * (64 / Shape::kDepth); ++chunk) {
         producer.Bring(&maps.a1, 0, chunk * (Shape::kDepth / 8), Shape::kSlotBytes);
       }
       producer.BringTiles(maps, tiles);
+      if constexpr (kTail) {
+        const int row = blockIdx.x * 128;
+        TailProducer<Shape, Storage>{storage, tail, &maps.x, row}.Run();
+      }
     } else if (warp == 10) {
       RingPosition<kBiasTiles> at;
       for (int tile = 0; tile < num_tiles; ++tile) BringBias(ring, bias, hidden, tiles, tile, at);
+      if constexpr (kTail) {
+        const TileRange all{0, 1, tail.plan.tiles};
+        for (int tile = 0; tile < all.count; ++tile) {
+          BringBias(ring, tail.bias, tail.plan.d, all, tile, at);
+        }
+      }
     } else if (warp == 9 && ElectOne()) {
       WaitForPredecessor();
       RingPosition<Storage::kXSlots> at;
@@ -147,9 +176,13 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
   } else {
     GrowRegisters<240>();
     const int warpgroup = warp / 4;
-    WaitForPredecessor();
     TileConsumer<T, Shape, Storage::kSlots> tiles{ring, warpgroup};
-    StreamConsumer<T, Shape> consumer{storage, tiles};
+    if constexpr (kTail) {
+      while (tiles.done.slot < tail.skipped) storage.weights.Release(tiles.done);
+      tiles.at = tiles.done;
+    }
+    WaitForPredecessor();
+    StreamConsumer<T, Shape, Storage> consumer{storage, tiles};
     RankAccumulator<Shape> s;
     uint32_t p[Shape::kRegisterSteps > 0 ? Shape::kRegisterSteps * 4 : 1];
     ZeroAccumulator<Shape>(s);
@@ -157,25 +190,66 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
     consumer.KeepP(s, p);
     ZeroAccumulator<Shape>(s);
     tiles.template Stream<Turn>(s, consumer.OwnRows(), p, num_tiles, activation);
-    const int row = blockIdx.x * 128 + warpgroup * 64;
-    if (row < out.rows)
+    if constexpr (kTail) {
+      uint32_t a[Shape::kRank / 4];
+#pragma unroll
+      for (int m = 0; m < Shape::kRank / 4; ++m) a[m] = PackPair<T, Shape>(s, m);
+      // Anew, not in a register through the stream, which has none to spare.
+      const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+      const int row = blockIdx.x * 128 + group * 64;
+      TailConsumer<T, Shape, Storage>{storage, ring, tail, &maps.x, group, row}.Run(a, num_tiles,
+                                                                                    out);
+    } else {
+      const int row = blockIdx.x * 128 + warpgroup * 64;
+      if (row >= out.rows) return;
       StoreRows<T, Shape, Storage::kRowBytes / Shape::kBlockBytes>(
           s, consumer.OwnRows(), 4 + warpgroup, &maps.s, row, out);
+    }
   }
 }
 
-template <class T, class Shape>
-cudaError_t LaunchFeedForwardStream(const FeedForwardParams& params, cudaStream_t stream) {
+template <class T, class Shape, class Tail>
+cudaError_t LaunchStreamKernel(const FeedForwardParams& params, const Tail& tail,
+                               cudaStream_t stream) {
   FeedForwardMaps maps;
   const cudaError_t error = EncodeMaps<Shape>(params, Shape::kRank, Shape::kDepth, &maps);
   if (error != cudaSuccess) return error;
   const int rows = static_cast<int>(params.x.rows);
-  return LaunchKernel(FeedForwardStreamKernel<T, Shape>,
+  constexpr bool kTail = std::is_same_v<Tail, NormTail>;
+  return LaunchKernel(FeedForwardStreamKernel<T, Shape, Tail>,
                       {.grid = dim3(CeilDiv(rows, 128)),
                        .block = dim3(kFeedForwardThreads),
-                       .shared_bytes = sizeof(StreamStorage<Shape>)},
+                       .shared_bytes = sizeof(StreamStorage<T, Shape, kTail>)},
                       stream, maps, params.bias, params.b1.n, CeilDiv(params.a1.k, 64),
-                      CeilDiv(params.b1.n, Shape::kHidden), params.s, params.activation);
+                      CeilDiv(params.b1.n, Shape::kHidden), kTail ? params.x : params.s,
+                      params.activation, tail);
+}
+
+// s.
+template <class T, class Shape>
+cudaError_t LaunchFeedForwardStream(const FeedForwardParams& params, cudaStream_t stream) {
+  return LaunchStreamKernel<T, Shape>(params, NoTail{}, stream);
+}
+
+// With the tail: x.
+template <class T, class Shape>
+cudaError_t LaunchFeedForwardStreamNorm(const FeedForwardParams& params, cudaStream_t stream) {
+  using Storage = StreamStorage<T, Shape, true>;
+  constexpr int kSlots = Storage::kSlots;
+  static_assert(sizeof(Storage) <= kFeedForwardShared);
+  NormTail tail = {.bias = params.b2_bias, .norm = params.norm};
+  if (params.x.cols != params.b2.n || params.b2.k > Shape::kRank ||
+      !TailShape<Shape>::Plan(params.b2.n, kSlots, &tail.plan)) {
+    return cudaErrorInvalidValue;
+  }
+  const int chunks = CeilDiv(params.a1.k, 64) * (64 / Shape::kDepth) +
+                     CeilDiv(params.b1.n, Shape::kHidden) * (Shape::kUpChunks + Shape::kDownChunks);
+  tail.skipped = (tail.plan.laps.first + kSlots - chunks % kSlots) % kSlots;
+  tail.phase = (chunks + tail.skipped) / kSlots % 2;
+  const cudaError_t error =
+      PackedMatrixMap(params.b2, Shape::kHidden, Shape::kUpSteps * 16, &tail.b2);
+  if (error != cudaSuccess) return error;
+  return LaunchStreamKernel<T, Shape>(params, tail, stream);
 }
 
 }  // namespace flashsvd

@@ -98,9 +98,9 @@ struct AttentionSchedule {
 //   qkv: [n, H (2 d_qk + d_v)], columns Q [H, d_qk], K [H, d_qk], V [H, d_v]   context: [n, H d_v]
 // context may be the first columns of qkv itself when d_v == d_qk: a tile's Q is read before its
 // context is written, and by no other tile.
+// Rows of other sequences have no influence, whatever they contain.
 // REQUIRES: d_qk and d_v are multiples of 8, at most 256; scale > 0; max_tiles tiles of the
-// schedule are readable; the rows of qkv that follow a sequence are finite (their values get weight
-// 0).
+// schedule are readable.
 struct AttentionParams {
   Rows qkv;
   Rows context;

@@ -78,6 +78,22 @@ __device__ __forceinline__ void StoreMatrix4(void* shared, uint32_t r0, uint32_t
       : "memory");
 }
 
+// (9.0) The inverse of LoadMatrix4Transposed: each 8x8 matrix is stored with its columns as rows.
+__device__ __forceinline__ void StoreMatrix4Transposed(void* shared, uint32_t r0, uint32_t r1,
+                                                       uint32_t r2, uint32_t r3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                   SharedAddress(shared)),
+               "r"(r0), "r"(r1), "r"(r2), "r"(r3)
+               : "memory");
+}
+// The same of two matrices; the addresses are those of lanes 0 to 15.
+__device__ __forceinline__ void StoreMatrix2Transposed(void* shared, uint32_t r0, uint32_t r1) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(SharedAddress(shared)),
+      "r"(r0), "r"(r1)
+      : "memory");
+}
+
 // D [16, 8] += A [16, 16] B [16, 8].
 template <class T>
 __device__ __forceinline__ void Mma16x8x16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
@@ -297,6 +313,15 @@ __device__ __forceinline__ void StoreAsyncCluster2(uint32_t address, float2 v, u
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::
           "r"(address),
       "f"(v.x), "f"(v.y), "r"(barrier)
+      : "memory");
+}
+
+// The same of 16 bytes.
+__device__ __forceinline__ void StoreAsyncCluster4(uint32_t address, float4 v, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(address),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
       : "memory");
 }
 

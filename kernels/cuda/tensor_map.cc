@@ -41,6 +41,11 @@ cudaError_t SwizzledRowsMap(const Rows& x, int rows, CUtensorMap* map) {
                    CU_TENSOR_MAP_SWIZZLE_128B, map);
 }
 
+cudaError_t SwizzledColumnsMap(const Rows& x, int rows, int cols, CUtensorMap* map) {
+  return Encode<2>(x.data, {U64(x.cols), U64(x.rows)}, {U64(2 * x.stride)}, {U32(cols), U32(rows)},
+                   CU_TENSOR_MAP_SWIZZLE_128B, map);
+}
+
 cudaError_t CoreMatrixRowsMap(const Rows& x, int rows, int cols, CUtensorMap* map) {
   return Encode<3>(x.data, {8, U64(x.rows), U64((x.cols + 7) / 8)}, {U64(2 * x.stride), 16},
                    {8, U32(rows), U32(cols / 8)}, CU_TENSOR_MAP_SWIZZLE_NONE, map);

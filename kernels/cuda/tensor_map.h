@@ -17,6 +17,9 @@ namespace flashsvd {
 // (Swizzle128Descriptor). Coordinates (column, row).
 cudaError_t SwizzledRowsMap(const Rows& x, int rows, CUtensorMap* map);
 
+// The same with fewer columns, a multiple of 8; the rows stay 128 bytes apart in shared memory.
+cudaError_t SwizzledColumnsMap(const Rows& x, int rows, int cols, CUtensorMap* map);
+
 // A box of `rows` x `cols` columns of row-major x, as [cols / 8][rows][8] without swizzle
 // (CoreMatrixDescriptor, leading 16 rows, stride 128). Coordinates (0, row, column / 8): CopyBox3.
 // REQUIRES: rows at most 256, cols a multiple of 8.
