@@ -127,14 +127,25 @@ class Launcher {
   absl::Status StreamFeedForward(const FeedForwardArgs& args, ScratchMatrices& scratch) const {
     const CudaLinear& up = Cuda(args.up);
     const CudaLinear& down = Cuda(args.down);
-    const Rows s = scratch.Take(args.x.rows, down.rank());
-    const FeedForwardParams params = {args.x,       up.first(),      up.last(), up.bias(),
-                                      down.first(), args.activation, s};
-    const FeedForwardTile tile =
-        ChooseFeedForwardTile(facts_, args.x.rows, up.out(), std::max(up.rank(), down.rank()));
+    const FeedForwardTile tile = ChooseFeedForwardTile(facts_, args.x.rows, up.in(), up.out(),
+                                                       std::max(up.rank(), down.rank()));
+    FeedForwardParams params = {.x = args.x,
+                                .a1 = up.first(),
+                                .b1 = up.last(),
+                                .bias = up.bias(),
+                                .a2 = down.first(),
+                                .activation = args.activation};
+    if (tile.add_norm) {
+      params.b2 = down.last();
+      params.b2_bias = down.bias();
+      params.norm = args.norm;
+    } else {
+      params.s = scratch.Take(args.x.rows, down.rank());
+    }
     const cudaError_t error = LaunchFeedForwardSm90(params, dtype_, tile, stream_);
     FSVD_RETURN_IF_ERROR(Check(error, "feed-forward", Shape(args.x.rows, up.in(), up.out())));
-    return AddNorm(s, down.last(), down.bias(), args.x, args.norm, scratch);
+    if (tile.add_norm) return absl::OkStatus();
+    return AddNorm(params.s, down.last(), down.bias(), args.x, args.norm, scratch);
   }
 
   absl::Status Check(cudaError_t error, const char* operation, const std::string& shape) const {
@@ -187,7 +198,9 @@ size_t CudaBackend::ScratchBytes(const ProjectAddNormArgs& args) const {
 size_t CudaBackend::ScratchBytes(const FeedForwardArgs& args) const {
   const CudaLinear& down = Cuda(args.down);
   if (Streams(facts_, args)) {
-    return MiddleBytes(down, args.x.rows) + AddNormBytes(facts_, down, args.x.rows);
+    const int64_t rows = FeedForwardSumRows(facts_, args.x.rows, args.up->in(), args.up->out(),
+                                            std::max(args.up->rank(), args.down->rank()));
+    return MiddleBytes(down, rows) + AddNormBytes(facts_, down, rows);
   }
   const int64_t rows = std::min(args.x.rows, kHiddenRows);
   return MatrixBytes(rows, args.up->out()) + MiddleBytes(*args.up, rows) + MiddleBytes(down, rows) +

@@ -79,22 +79,73 @@ bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_ran
   return device.path == KernelPath::kSm90 && std::max(up_rank, down_rank) <= 320;
 }
 
-FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, int hidden,
-                                      int rank) {
-  // Blocks of a cluster must be neighbours, which leaves some multiprocessors unused: an H100's 132
-  // hold 66 clusters of 2, but 30 of 4 and 15 of 8.
-  const auto fit = [&](int64_t clusters, int splits) {
-    return clusters * splits * 100 <= int64_t{device.num_sms} * (splits == 2 ? 100 : 91);
+namespace {
+
+// Blocks of a cluster must be neighbours, which leaves some multiprocessors unused: an H100's 132
+// hold 66 clusters of 2, but 30 of 4 and 15 of 8.
+bool ClustersFit(const DeviceFacts& device, int64_t clusters, int splits) {
+  return clusters * splits * 100 <= int64_t{device.num_sms} * (splits == 2 ? 100 : 91);
+}
+
+// Few tokens, the norm included: what other blocks of a cluster hold comes slowly, so a cluster has
+// few rows, the fewest that still leave one cluster for each group of them. rows == 0: too many.
+FeedForwardTile ChooseFewRows(const DeviceFacts& device, int64_t rows, int hidden, int rank) {
+  const auto tile = [&](int group, int splits) {
+    return FeedForwardTile{.rows = group, .rank = rank, .splits = splits, .add_norm = true};
   };
+  // Every block gets a tile of F, which is 64 wide.
+  const auto fits = [&](int group, int splits, int percent) {
+    return hidden / 64 >= splits &&
+           CeilDiv(rows, group) * splits * 100 <= int64_t{device.num_sms} * percent;
+  };
+  if (fits(32, 16, 73)) return tile(32, 16);
+  const bool narrow = rank <= 128;
+  if (narrow && rows > 480 && rows <= 768 && fits(32, 4, 91)) return tile(32, 4);
+  for (const int group : {32, 40, 48, 64, 72}) {
+    // Wide sums of many rows do not fit, narrow ones take another kernel less time.
+    if (group > (narrow ? 32 : rank > 256 ? 48 : 72)) break;
+    if (fits(group, 8, 91)) return tile(group, 8);
+  }
+  return {};
+}
+
+// Whether a block of 128 rows can keep their sums on chip.
+bool KeepsSums(int d, int rank) { return d % 64 == 0 && d <= (rank > 256 ? 1024 : 768); }
+
+// The fewest blocks of 128 rows, of as many waves as `blocks` make, to take the norm along: that
+// costs a time for each wave, the kernel of its own a time for each row.
+int64_t FewestBlocksWithNorm(const DeviceFacts& device, int64_t blocks) {
+  return CeilDiv(CeilDiv(blocks, device.num_sms) * device.num_sms * 4, 5);
+}
+
+}  // namespace
+
+FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, int d, int hidden,
+                                      int rank) {
+  if (d % 16 == 0 && d <= 1024) {
+    const FeedForwardTile few = ChooseFewRows(device, rows, hidden, rank);
+    if (few.rows > 0) return few;
+  }
   // Every block of a cluster gets at least two tiles of F, which are up to 96 wide.
   const int most = hidden / 192;
-  for (const int splits : {8, 4, 3, 2}) {
-    if (splits <= most && fit(CeilDiv(rows, 64), splits)) {
+  for (const int splits : {4, 3, 2}) {
+    if (splits <= most && ClustersFit(device, CeilDiv(rows, 64), splits)) {
       return {.rows = 64, .rank = rank, .splits = splits};
     }
   }
-  const bool halve = most >= 2 && fit(CeilDiv(rows, 128), 2);
-  return {.rows = 128, .rank = rank, .splits = halve ? 2 : 1};
+  if (most >= 2 && ClustersFit(device, CeilDiv(rows, 128), 2)) {
+    return {.rows = 128, .rank = rank, .splits = 2};
+  }
+  const int64_t blocks = CeilDiv(rows, 128);
+  return {.rows = 128,
+          .rank = rank,
+          .add_norm = KeepsSums(d, rank) && blocks >= FewestBlocksWithNorm(device, blocks)};
+}
+
+int64_t FeedForwardSumRows(const DeviceFacts& device, int64_t rows, int d, int hidden, int rank) {
+  const FeedForwardTile tile = ChooseFeedForwardTile(device, rows, d, hidden, rank);
+  if (!tile.add_norm) return rows;
+  return tile.rows == 128 ? (FewestBlocksWithNorm(device, CeilDiv(rows, 128)) - 1) * 128 : 0;
 }
 
 int AttentionTileRows(int num_tokens) { return num_tokens >= 1408 ? 128 : 64; }

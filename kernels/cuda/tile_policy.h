@@ -35,12 +35,14 @@ struct AddNormTile {
   int cluster = 0;
 };
 
-// The streamed feed-forward: a block owns `rows` rows; both ranks are padded to at least `rank`.
-// `splits` > 1 shares F among a cluster of blocks, which add up their S.
+// The streamed feed-forward: a block, or a cluster of `splits` blocks that share F and add up their
+// S, owns `rows` rows; both ranks are padded to at least `rank`. add_norm: the same kernel goes on
+// to the sum with the residual and its norm.
 struct FeedForwardTile {
   int rows = 0;
   int rank = 0;
   int splits = 1;
+  bool add_norm = false;
 };
 
 // A block attends with `rows` query rows to all keys of their sequence.
@@ -63,9 +65,12 @@ AddNormTile ChooseAddNormTile(const DeviceFacts& device, int64_t rows, int d);
 // Whether a factor pair of these ranks is streamed on chip; else the hidden activation of a bounded
 // number of rows goes through memory.
 bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_rank);
-// `rank`: the larger one. REQUIRES: HasStreamedFeedForward.
-FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, int hidden,
+// `rank`: the larger one; d: the width of x. REQUIRES: HasStreamedFeedForward.
+FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, int d, int hidden,
                                       int rank);
+// The most rows, up to `rows`, of which S [rows, down rank] goes through memory: more rows may need
+// fewer.
+int64_t FeedForwardSumRows(const DeviceFacts& device, int64_t rows, int d, int hidden, int rank);
 
 // Query rows of an attention tile, the same for all layers of a batch of `num_tokens` tokens: its
 // schedule is written once.

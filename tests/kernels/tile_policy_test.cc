@@ -94,24 +94,80 @@ TEST(TilePolicyTest, AddNormBlocksGetWiderAsRowsGetMore) {
   EXPECT_EQ(ChooseAddNormTile(kH100, 16384, 1024).cols, 512);
 }
 
+// As measured on an H100 (docs/kernels.md).
 TEST(TilePolicyTest, FeedForwardIsSplitWhileItsClustersFitTheDevice) {
-  const auto tile = [](int64_t rows) {
-    const FeedForwardTile t = ChooseFeedForwardTile(kH100, rows, 3072, 240);
-    return std::pair(t.rows, t.splits);
+  using Tile = std::tuple<int, int, bool>;
+  const auto tile = [](int64_t rows, int d = 768, int hidden = 3072, int rank = 240) {
+    const FeedForwardTile t = ChooseFeedForwardTile(kH100, rows, d, hidden, rank);
+    return Tile(t.rows, t.splits, t.add_norm);
   };
-  EXPECT_EQ(tile(1), std::pair(64, 8));
-  EXPECT_EQ(tile(512), std::pair(64, 8));
-  EXPECT_EQ(tile(1024), std::pair(64, 4));
-  EXPECT_EQ(tile(2048), std::pair(64, 3));
-  EXPECT_EQ(tile(4096), std::pair(64, 2));
-  EXPECT_EQ(tile(8192), std::pair(128, 2));
-  EXPECT_EQ(tile(16384), std::pair(128, 1));
+  EXPECT_EQ(tile(1), Tile(32, 16, true));
+  EXPECT_EQ(tile(192), Tile(32, 16, true));
+  EXPECT_EQ(tile(256), Tile(32, 8, true));
+  EXPECT_EQ(tile(512), Tile(40, 8, true));
+  EXPECT_EQ(tile(1024), Tile(72, 8, true));
+  EXPECT_EQ(tile(1536), Tile(64, 4, false));
+  EXPECT_EQ(tile(2048), Tile(64, 3, false));
+  EXPECT_EQ(tile(4096), Tile(64, 2, false));
+  EXPECT_EQ(tile(8192), Tile(128, 2, false));
+  EXPECT_EQ(tile(12288), Tile(128, 1, false));
+  EXPECT_EQ(tile(16384), Tile(128, 1, true));
+  EXPECT_EQ(tile(20000), Tile(128, 1, false));
+  EXPECT_EQ(tile(32768), Tile(128, 1, true));
+  EXPECT_EQ(tile(512, 384, 1536, 120), Tile(32, 4, true));
+  EXPECT_EQ(tile(720, 1024, 4096, 320), Tile(48, 8, true));
+  EXPECT_EQ(tile(1024, 1024, 4096, 320), Tile(64, 4, false));
+  EXPECT_EQ(tile(16384, 1024, 4096, 240), Tile(128, 1, false));
+  EXPECT_EQ(tile(128, 1032), Tile(64, 4, false));
+}
+
+TEST(TilePolicyTest, EveryFeedForwardTileIsOneThatItsKernelTakes) {
   for (const DeviceFacts& device : {kH100, kSlice}) {
     for (int64_t rows = 1; rows < 20000; rows += 61) {
-      for (const int hidden : {1, 9, 191, 192, 384, 1536, 3072}) {
-        const FeedForwardTile t = ChooseFeedForwardTile(device, rows, hidden, 100);
-        EXPECT_LE(t.splits, std::max(1, hidden / 192));
-        EXPECT_TRUE(t.rows == 128 ? t.splits <= 2 : t.rows == 64 && t.splits >= 2);
+      for (const int d : {16, 96, 384, 768, 1000, 1024, 2048}) {
+        for (const int hidden : {1, 9, 191, 192, 384, 1536, 3072}) {
+          for (const int rank : {1, 100, 240, 256, 320}) {
+            SCOPED_TRACE(::testing::Message()
+                         << rows << " x " << d << ", " << hidden << ", " << rank);
+            const FeedForwardTile t = ChooseFeedForwardTile(device, rows, d, hidden, rank);
+            if (t.rows == 128) {
+              EXPECT_LE(t.splits, 2);
+              EXPECT_TRUE(!t.add_norm ||
+                          (t.splits == 1 && d % 64 == 0 && d <= (rank > 256 ? 1024 : 768)));
+            } else if (t.add_norm) {  // feed_forward_cluster.h
+              EXPECT_TRUE((std::set{32, 40, 48, 64, 72}.contains(t.rows)));
+              EXPECT_LE(t.rows, rank > 256 ? 48 : 72);
+              EXPECT_GE(t.splits, rank > 256 ? 3 : 2);
+              EXPECT_LE(t.splits, std::min(16, hidden / 64));
+              EXPECT_TRUE(d % 16 == 0 && d <= 1024);
+            } else {
+              EXPECT_TRUE(t.rows == 64 && t.splits >= 2 && t.splits <= 4);
+              EXPECT_LE(t.splits, hidden / 192);
+            }
+            EXPECT_EQ(t.rank, rank);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Scratch is planned for the largest batch and must do for every smaller one.
+TEST(TilePolicyTest, FeedForwardSumRowsCoverEverySmallerBatch) {
+  for (const DeviceFacts& device : {kH100, kSlice}) {
+    for (const int d : {384, 768, 1024}) {
+      for (const int hidden : {64, 1536, 4096}) {
+        for (const int rank : {100, 240, 320}) {
+          int64_t last = 0;
+          for (int64_t rows = 1; rows < 60000; rows += 13) {
+            const int64_t sums = FeedForwardSumRows(device, rows, d, hidden, rank);
+            EXPECT_GE(sums, last) << rows;
+            if (!ChooseFeedForwardTile(device, rows, d, hidden, rank).add_norm) {
+              EXPECT_EQ(sums, rows);
+            }
+            last = sums;
+          }
+        }
       }
     }
   }
