@@ -129,13 +129,12 @@ class AttentionConsumer {
         sum_ = {0, 0};
       }
       float2 sum = Exponentiate(s_, params_.scale_log2, reference_);
-      if (__any_sync(~0u, fmaxf(sum.x, sum.y) > kLimit<T>)) {
-        WgmmaWait<0>();
-        PinRegisters(o_);
-        sum = Rebase(shared_ + slot.index * S::kSlotBytes, limit);
-      }
+      // Before the branch: all warps of a warpgroup wait at one place, but each rebases for itself.
       WgmmaWait<0>();
       PinRegisters(o_);
+      if (__any_sync(~0u, fmaxf(sum.x, sum.y) > kLimit<T>)) {
+        sum = Rebase(shared_ + slot.index * S::kSlotBytes, limit);
+      }
       if (unit.releases && previous >= 0) Release(previous);
       sum_ = {sum_.x + sum.x, sum_.y + sum.y};
 #pragma unroll
