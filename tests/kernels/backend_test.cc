@@ -85,6 +85,33 @@ TEST_P(BackendTest, FeedForwardMatchesOracleForEveryMixOfDenseAndLowRank) {
   }
 }
 
+// A GPU runs other kernels for other numbers of rows: clusters that share them, blocks of 128, full
+// waves of those. Rows repeat, so that the oracle needs to compute but a few.
+TEST_P(BackendTest, FeedForwardOfManyRowsMatchesOracle) {
+  constexpr int kDistinct = 61;
+  const FeedForwardCase cases[] = {{150, 64, 1100, 40, 30},   {1000, 128, 520, 140, 130},
+                                   {1500, 128, 800, 100, 72}, {8300, 64, 400, 40, 24},
+                                   {16400, 192, 320, 40, 64}, {16700, 128, 200, 130, 250}};
+  for (FeedForwardCase c : cases) {
+    if (!cuda()) c.rows = std::min(c.rows, 200);
+    SCOPED_TRACE(::testing::Message() << c.rows << " x " << c.d << " -> " << c.hidden << " ranks "
+                                      << c.up_rank << " " << c.down_rank);
+    const auto x = Activations(size_t(kDistinct) * c.d);
+    const auto repeat = [&](const std::vector<float>& rows) {
+      std::vector<float> all(size_t(c.rows) * c.d);
+      for (size_t i = 0; i < all.size(); ++i) all[i] = rows[i % rows.size()];
+      return all;
+    };
+    const auto run = [&](const Backend& b) {
+      if (&b == backend_.get()) return RunOp(b, c, repeat(x));
+      FeedForwardCase few = c;
+      few.rows = kDistinct;
+      return repeat(RunOp(b, few, x));
+    };
+    EXPECT_TRUE(Matches(run, c.d + c.hidden + c.up_rank + c.down_rank, true));
+  }
+}
+
 TEST_P(BackendTest, FeedForwardAppliesEveryActivation) {
   for (Activation activation : {Activation::kNone, Activation::kGelu, Activation::kGeluTanh,
                                 Activation::kRelu, Activation::kSilu}) {
