@@ -9,8 +9,7 @@
 //   rows    128 with splits 1 or 2; 64 with splits 2 to 4; others: feed_forward_cluster.h
 // With b2: rows 128 with splits 1, d a multiple of 64 and at most 768, or at most 1024 for ranks
 // over 256; rows below 128 as in feed_forward_cluster.h.
-// cudaErrorInvalidValue for any other, and for an empty x. Of clusters of more than 8 blocks only a
-// few fit on a device at a time; the launch fails where none does.
+// cudaErrorInvalidValue for any other, and for an empty x.
 
 namespace flashsvd {
 namespace {

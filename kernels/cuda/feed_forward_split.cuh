@@ -12,8 +12,9 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-// Few tokens: a cluster of blocks shares 64 rows, or a cluster of two shares 128: kGroups groups of
-// 64 rows.
+// More tokens than feed_forward_cluster.h is for, and fewer than fill the device with blocks of 128
+// rows: a cluster of up to four blocks shares 64 rows, or a cluster of two shares 128: kGroups
+// groups of 64 rows. The norm is another kernel's.
 //   1. Each block computes some columns of P = x A1' and sends them to all the others.
 //   2. Each walks its own share of the tiles of F. With two groups both warpgroups use every
 //      tile, in turns; with one they have tiles, and rings of weights, of their own.
@@ -42,7 +43,7 @@ struct SplitStorage {
   static constexpr int kQuads = Shape::kRank / 8;
   static constexpr int kQuadBytes = 128 * 16;
   static constexpr int kSumBytes = kQuads * kQuadBytes;
-  static constexpr int kMostBlocks = 16;
+  static constexpr int kMostBlocks = 4;
   static_assert(kGroups * kGroupBytes <= kRowBytes);
 
   // First x on its way in, then P, [kRank / 8][64][8] of each group. In the end this and the slots
@@ -445,15 +446,10 @@ cudaError_t LaunchFeedForwardSplit(const FeedForwardParams& params, int splits,
   const int x_chunks = CeilDiv(params.a1.k, 64);
   slice.x_chunks = std::min({x_chunks, Shape::kSlotBytes / (slice.cols * 128), 32});
   FeedForwardMaps maps;
-  cudaError_t error = EncodeMaps<Shape>(params, slice.cols, slice.x_chunks * 64, &maps);
+  const cudaError_t error = EncodeMaps<Shape>(params, slice.cols, slice.x_chunks * 64, &maps);
   if (error != cudaSuccess) return error;
-  const auto kernel = FeedForwardSplitKernel<T, Shape, kGroups>;
-  if (splits > 8) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (error != cudaSuccess) return error;
-  }
   const int groups = CeilDiv(static_cast<int>(params.x.rows), kGroups * 64);
-  return LaunchKernel(kernel,
+  return LaunchKernel(FeedForwardSplitKernel<T, Shape, kGroups>,
                       {.grid = dim3(groups * splits),
                        .block = dim3(kFeedForwardThreads),
                        .shared_bytes = sizeof(Storage),

@@ -276,12 +276,8 @@ __device__ __forceinline__ void ClusterSync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
 }
-// The same, ordering no ordinary stores.
-__device__ __forceinline__ void ClusterSyncRelaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
-                   : "memory");
-}
-// Its two halves: every thread of the cluster arrives; those that wait go on once all have.
+// The same in two halves, ordering no ordinary stores: every thread of the cluster arrives; those
+// that wait go on once all have.
 __device__ __forceinline__ void ClusterArriveRelaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
