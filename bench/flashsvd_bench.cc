@@ -191,6 +191,9 @@ void LoadCommand::Register(CLI::App& app) {
                  "TCP connections that they share; 0: one for every 16, at most 16")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  app.add_option("--warm-up", options.warm_up_seconds, "seconds before those that are measured")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--seconds", options.seconds, "measured time")->capture_default_str();
   app.add_option("--seed", options.seed, "of ids and lengths")->capture_default_str();
   app.add_flag("--json", json, "a JSON object instead of a table");

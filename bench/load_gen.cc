@@ -209,9 +209,12 @@ absl::StatusOr<LoadResult> RunLoad(const LoadOptions& options) {
   }
   FSVD_ASSIGN_OR_RETURN(const std::vector<v1::EmbedRequest> requests, MakeRequests(options, model));
 
-  const auto begin = SteadyClock::now() + std::chrono::seconds(1);
-  const auto end = begin + std::chrono::duration_cast<SteadyClock::duration>(
-                               std::chrono::duration<double>(options.seconds));
+  const auto duration = [](double seconds) {
+    return std::chrono::duration_cast<SteadyClock::duration>(
+        std::chrono::duration<double>(seconds));
+  };
+  const auto begin = SteadyClock::now() + duration(options.warm_up_seconds);
+  const auto end = begin + duration(options.seconds);
   absl::BlockingCounter running(options.concurrency);
   std::deque<Client> clients;
   for (int c = 0; c < options.concurrency; ++c) {

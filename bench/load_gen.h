@@ -18,7 +18,8 @@ struct LoadOptions {
   std::vector<int> lengths;  // of synthetic inputs, drawn evenly; {128} if empty
   int concurrency = 1;  // requests in flight: each client sends the next when it has its answer
   int connections = 0;  // that the clients share; 0: one for 16 clients, at most 16
-  double seconds = 5;   // measured, after a second of warm-up
+  double warm_up_seconds = 1;  // not counted
+  double seconds = 5;          // measured
   uint64_t seed = 1;
 };
 

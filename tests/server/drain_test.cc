@@ -96,6 +96,7 @@ TEST(DrainTest, EveryAcceptedRequestIsAnsweredAfterSigterm) {
   config.listen = "127.0.0.1";
   config.port = 0;
   config.metrics_port = 0;
+  config.device = "cpu";
   config.threads = 1;
   config.max_batch_tokens = 256;
   // Far longer than it can take: a drain must not get there.

@@ -27,6 +27,7 @@ class ServerTest : public ::testing::Test {
     config_.listen = "127.0.0.1";
     config_.port = 0;
     config_.metrics_port = 0;
+    config_.device = "cpu";
     config_.threads = 1;
     config_.max_batch_tokens = 256;
     config_.drain_delay = absl::ZeroDuration();
