@@ -9,11 +9,11 @@
 #include <random>
 #include <utility>
 
-#include "absl/synchronization/blocking_counter.h"
 #include "flashsvd/v1/encoder.grpc.pb.h"
 #include "fmt/format.h"
 #include "grpcpp/grpcpp.h"
 #include "kernels/status_macros.h"
+#include "runtime/mutex.h"
 
 namespace flashsvd {
 namespace {
@@ -73,13 +73,31 @@ absl::StatusOr<std::vector<v1::EmbedRequest>> MakeRequests(const LoadOptions& op
   return requests;
 }
 
+class Countdown {
+ public:
+  explicit Countdown(int count) : count_(count) {}
+  void Decrement() {
+    MutexLock lock(&mu_);
+    if (--count_ == 0) zero_.SignalAll();
+  }
+  void WaitForZero() {
+    MutexLock lock(&mu_);
+    while (count_ > 0) zero_.Wait(&mu_);
+  }
+
+ private:
+  Mutex mu_;
+  CondVar zero_;
+  int count_ ABSL_GUARDED_BY(mu_);
+};
+
 // One request in flight, from the first to the last: each answer, on a thread of gRPC's, sends the
 // next. Starting costs no thread, so that 4096 clients measure the server and not the scheduler.
 class Client {
  public:
   Client(v1::EncoderService::Stub& stub, const std::vector<v1::EmbedRequest>& requests,
          size_t first, SteadyClock::time_point begin, SteadyClock::time_point end,
-         absl::BlockingCounter* running)
+         Countdown* running)
       : stub_(stub),
         requests_(requests),
         next_(first),
@@ -90,7 +108,7 @@ class Client {
   void Send() {
     start_ = SteadyClock::now();
     if (start_ >= end_) {
-      running_.DecrementCount();
+      running_.Decrement();
       return;
     }
     context_.emplace();
@@ -103,10 +121,14 @@ class Client {
   }
 
   // Once `running` has reached zero.
-  const ClientLog& log() const { return log_; }
+  ClientLog TakeLog() {
+    MutexLock lock(&mu_);
+    return std::move(log_);
+  }
 
  private:
   void Record(const grpc::Status& status) {
+    MutexLock lock(&mu_);
     if (!status.ok()) {
       ++log_.errors[fmt::format("{}: {}", static_cast<int>(status.error_code()),
                                 status.error_message())];
@@ -125,8 +147,9 @@ class Client {
   size_t next_;
   const SteadyClock::time_point begin_;  // what is sent before is warming up
   const SteadyClock::time_point end_;
-  absl::BlockingCounter& running_;
-  ClientLog log_;
+  Countdown& running_;
+  Mutex mu_;
+  ClientLog log_ ABSL_GUARDED_BY(mu_);
   SteadyClock::time_point start_;
   std::optional<grpc::ClientContext> context_;
   v1::EmbedResponse response_;
@@ -167,12 +190,12 @@ std::vector<double> Collect(const std::vector<Sample>& samples, Of of) {
   return values;
 }
 
-LoadResult Summarise(const std::deque<Client>& clients, double seconds) {
+LoadResult Summarise(std::deque<Client>& clients, double seconds) {
   LoadResult result;
   std::vector<Sample> samples;
   int64_t tokens = 0;
-  for (const Client& client : clients) {
-    const ClientLog& log = client.log();
+  for (Client& client : clients) {
+    const ClientLog log = client.TakeLog();
     samples.insert(samples.end(), log.samples.begin(), log.samples.end());
     for (const auto& [error, count] : log.errors) result.errors[error] += count;
     tokens += log.tokens;
@@ -215,14 +238,14 @@ absl::StatusOr<LoadResult> RunLoad(const LoadOptions& options) {
   };
   const auto begin = SteadyClock::now() + duration(options.warm_up_seconds);
   const auto end = begin + duration(options.seconds);
-  absl::BlockingCounter running(options.concurrency);
+  Countdown running(options.concurrency);
   std::deque<Client> clients;
   for (int c = 0; c < options.concurrency; ++c) {
     clients.emplace_back(*stubs[c % stubs.size()], requests, static_cast<size_t>(c) * 17, begin,
                          end, &running);
   }
   for (Client& client : clients) client.Send();
-  running.Wait();
+  running.WaitForZero();
   return Summarise(clients, options.seconds);
 }
 
