@@ -55,13 +55,13 @@ class AttentionConsumer {
     parity_ ^= 1;
     __syncwarp();
     if (lane_ == 0) BarrierArrive(&tail_->unit_taken[warpgroup_]);
-    IssueScores(Keys(unit.slot.index));
+    IssueScores(Keys(unit.slot.slot));
     return unit;
   }
 
-  __device__ __forceinline__ void WaitForSlot(const RingCursor<S::kSlots>& slot, int limit) {
+  __device__ __forceinline__ void WaitForSlot(const RingPosition<S::kSlots>& slot, int limit) {
     uint64_t* ready = limit < S::kKeys ? tail_->slot_clean : tail_->slot_full;
-    BarrierWait(&ready[slot.index], slot.parity);
+    BarrierWait(&ready[slot.slot], slot.phase);
   }
 
   // Q as A operands, zero beyond the head and behind the sequence: rows there are not stored, but
@@ -116,8 +116,8 @@ class AttentionConsumer {
   // both before the softmax costs a fifth of the time.
   __device__ __forceinline__ void Compute(const AttentionUnit<S>& unit) {
     const int to_values = S::kKeyBytes + 2 * Shift(unit.head, params_.d_v);
-    RingCursor<S::kSlots> slot = unit.slot;
-    uint64_t keys = Keys(slot.index);
+    RingPosition<S::kSlots> slot = unit.slot;
+    uint64_t keys = Keys(slot.slot);
     int limit = unit.seqlen;
     int previous = -1;
     WgmmaWait<0>();
@@ -133,7 +133,7 @@ class AttentionConsumer {
       WgmmaWait<0>();
       PinRegisters(o_);
       if (__any_sync(~0u, fmaxf(sum.x, sum.y) > kLimit<T>)) {
-        sum = Rebase(shared_ + slot.index * S::kSlotBytes, limit);
+        sum = Rebase(shared_ + slot.slot * S::kSlotBytes, limit);
       }
       if (unit.releases && previous >= 0) Release(previous);
       sum_ = {sum_.x + sum.x, sum_.y + sum.y};
@@ -144,9 +144,9 @@ class AttentionConsumer {
 
       const uint64_t values = Advance(keys, to_values);
       const bool first = previous < 0;
-      previous = slot.index;
+      previous = slot.slot;
       slot.Next();
-      keys = Keys(slot.index);
+      keys = Keys(slot.slot);
       WaitForSlot(slot, limit);
       IssueScores(keys);
       IssueOutputs(values, first);
@@ -156,7 +156,7 @@ class AttentionConsumer {
     IssueOutputs(Advance(keys, to_values), previous < 0);
     WgmmaWait<0>();
     PinRegisters(o_);
-    if (unit.releases) Release(slot.index);
+    if (unit.releases) Release(slot.slot);
   }
 
   __device__ __forceinline__ void Release(int slot) {

@@ -28,14 +28,14 @@ class AttentionProducer {
       const int v_column =
           2 * params_.num_heads * params_.d_qk + head * params_.d_v - Shift(head, params_.d_v);
       const int idle = kAttentionWarpgroups - min(visit.count, kAttentionWarpgroups);
-      RingCursor<S::kSlots> slot = visit.slot;
+      RingPosition<S::kSlots> slot = visit.slot;
 #pragma unroll 1
       for (int key = 0; key < visit.seqlen; key += S::kKeys) {
-        BarrierWait(&tail_->slot_empty[slot.index], slot.parity ^ 1);
+        BarrierWait(&tail_->slot_empty[slot.slot], slot.phase ^ 1);
         // In place of the warpgroups that have no unit of this visit.
-        if (idle > 0) BarrierArriveTimes(&tail_->slot_empty[slot.index], 4 * idle);
-        uint64_t* full = &tail_->slot_full[slot.index];
-        char* to = shared_ + slot.index * S::kSlotBytes;
+        if (idle > 0) BarrierArriveTimes(&tail_->slot_empty[slot.slot], 4 * idle);
+        uint64_t* full = &tail_->slot_full[slot.slot];
+        char* to = shared_ + slot.slot * S::kSlotBytes;
         BarrierExpect(full, 2 * S::kBoxBytes);
         WaitOnce();
         CopyBox2(to, map_, k_column, visit.first_row + key, full);
@@ -74,11 +74,11 @@ class AttentionProducer {
         give({visit.first_row, visit.seqlen, visit.head, visit.row + i, visit.slot,
               i + kAttentionWarpgroups >= visit.count});
       }
-      RingCursor<S::kSlots> slot = visit.slot;
+      RingPosition<S::kSlots> slot = visit.slot;
 #pragma unroll 1
       for (int key = 0; key < visit.seqlen; key += S::kKeys) {
-        BarrierWait(&tail_->slot_clean[slot.index], slot.parity);
-        BarrierArrive(&tail_->slot_empty[slot.index]);
+        BarrierWait(&tail_->slot_clean[slot.slot], slot.phase);
+        BarrierArrive(&tail_->slot_empty[slot.slot]);
         slot.Next();
       }
     });
@@ -89,12 +89,12 @@ class AttentionProducer {
   __device__ void CleanValues() {
     const int lane = threadIdx.x % 32;
     Walk([&](const Visit& visit) {
-      RingCursor<S::kSlots> slot = visit.slot;
+      RingPosition<S::kSlots> slot = visit.slot;
 #pragma unroll 1
       for (int key = 0; key < visit.seqlen; key += S::kKeys) {
-        BarrierWait(&tail_->slot_full[slot.index], slot.parity);
+        BarrierWait(&tail_->slot_full[slot.slot], slot.phase);
         if (visit.seqlen - key < S::kKeys) {
-          char* values = shared_ + slot.index * S::kSlotBytes + S::kKeyBytes;
+          char* values = shared_ + slot.slot * S::kSlotBytes + S::kKeyBytes;
 #pragma unroll 1
           for (int row = visit.seqlen - key + lane / 8; row < S::kKeys; row += 4) {
             *reinterpret_cast<uint4*>(values + row * S::kRowBytes + lane % 8 * 16) = uint4{};
@@ -102,7 +102,7 @@ class AttentionProducer {
           FenceAsyncProxy();
         }
         __syncwarp();
-        if (lane == 0) BarrierArrive(&tail_->slot_clean[slot.index]);
+        if (lane == 0) BarrierArrive(&tail_->slot_clean[slot.slot]);
         slot.Next();
       }
     });
@@ -118,7 +118,7 @@ class AttentionProducer {
     int head;
     int row;
     int count;
-    RingCursor<S::kSlots> slot;
+    RingPosition<S::kSlots> slot;
   };
 
   // For the predecessor, as late as can be: all steps before a first load count.
@@ -129,7 +129,7 @@ class AttentionProducer {
 
   template <class Do>
   __device__ __forceinline__ void Walk(const Do& visit) {
-    RingCursor<S::kSlots> slot;
+    RingPosition<S::kSlots> slot;
     UnitPlace at = tail_->range[0];
     const UnitPlace end = tail_->range[1];
     int loaded = -1, units = 0, blocks = 0;

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/attention_range.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ring_position.cuh"
 
 // What the producers and the consumers of attention_sm90.cu share: parameters and shared memory.
 
@@ -22,24 +23,6 @@ struct AttentionKernelParams {
   int d_qk;
   int d_v;
   float scale_log2;
-};
-
-// A place in a ring of kCount, and the parity of its current lap.
-template <int kCount>
-struct RingCursor {
-  int index = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void Next() {
-    if (++index == kCount) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
-  __device__ __forceinline__ void Advance(int steps) {
-    const int to = index + steps;
-    index = to % kCount;
-    parity ^= to / kCount & 1;
-  }
 };
 
 template <class T, int kHeadDim>
@@ -84,13 +67,13 @@ struct AttentionUnit {
   int seqlen = 0;
   int head = 0;
   int row = 0;
-  RingCursor<S::kSlots> slot;
+  RingPosition<S::kSlots> slot;
   bool releases = false;  // the warpgroup reads these slots for the last time
 
   __device__ __forceinline__ uint4 Pack() const {
     return {static_cast<uint32_t>(first_row), static_cast<uint32_t>(seqlen),
             static_cast<uint32_t>(row),
-            static_cast<uint32_t>(head << 16 | slot.index << 8 | releases << 1) | slot.parity};
+            static_cast<uint32_t>(head << 16 | slot.slot << 8 | releases << 1) | slot.phase};
   }
   // From what lane 0 has.
   static __device__ __forceinline__ AttentionUnit Broadcast(const uint4& v) {
@@ -100,8 +83,8 @@ struct AttentionUnit {
     unit.row = __shfl_sync(~0u, v.z, 0);
     const uint32_t rest = __shfl_sync(~0u, v.w, 0);
     unit.head = rest >> 16;
-    unit.slot.index = rest >> 8 & 0xff;
-    unit.slot.parity = rest & 1;
+    unit.slot.slot = rest >> 8 & 0xff;
+    unit.slot.phase = rest & 1;
     unit.releases = rest >> 1 & 1;
     return unit;
   }

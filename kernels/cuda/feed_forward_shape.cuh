@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/ring_position.cuh"
 #include "kernels/cuda/tensor_map.h"
 
 namespace flashsvd {
@@ -59,19 +60,6 @@ constexpr int kFeedForwardThreads = 384;
 constexpr int kFeedForwardShared = 227 * 1024;
 
 constexpr int kBiasTiles = 4;  // buffers for the bias of a tile
-
-// A place in a ring, and the parity of its barriers there.
-template <int kSlots>
-struct RingPosition {
-  int slot = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void Next() {
-    if (++slot == kSlots) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-};
 
 // Slots with a barrier that says full and one that says empty.
 template <int kSlots_>

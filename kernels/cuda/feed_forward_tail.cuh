@@ -131,16 +131,6 @@ struct TailConsumer {
     const int last = min((tile + 1) * Tail::kCols / 64, Tail::kKeptBlocks);
     RefillRows(Tail::kKeptBlocks + first, Tail::kKeptBlocks + last, first);
   }
-  __device__ __forceinline__ void StartTile(float (&h)[Tail::kCols / 2], int bias_tile) {
-    RingPosition<kBiasTiles> at{bias_tile % kBiasTiles,
-                                static_cast<uint32_t>(bias_tile / kBiasTiles % 2)};
-    weights.bias_barriers->WaitFull(at);
-    StartFromBias(h, weights.bias[at.slot]);
-    PinRegisters(h);
-    __syncwarp();
-    weights.bias_barriers->Release(at);
-  }
-
   // Adds this thread's values of its two rows. kWhole: all units of 16 columns exist, not just
   // `units`.
   template <bool kWhole>
@@ -205,7 +195,7 @@ struct TailConsumer {
     for (int tile = 0; tile < tail.plan.tiles; ++tile) {
       float h[Tail::kCols / 2];
       const int units = min(kUnits, (d - tile * Tail::kCols) / 16);
-      StartTile(h, bias_tile + tile);
+      StartTile(h, weights, bias_tile + tile);
       WaitResidual(tile);
       NamedBarrierSync(1 + warpgroup, 256);  // the turn, as Stream has left it
       IssueUp<T, typename Tail::Product>(h, s, 0, slots, ring, at);

@@ -80,6 +80,17 @@ __device__ __forceinline__ void BringBias(const WeightRing<Shape, kSlots>& ring,
   at.Next();
 }
 
+// h = the bias of tile number `tile` that was brought, in all rows.
+template <class Ring, int kCount>
+__device__ __forceinline__ void StartTile(float (&h)[kCount], const Ring& ring, int tile) {
+  RingPosition<kBiasTiles> at{tile % kBiasTiles, static_cast<uint32_t>(tile / kBiasTiles % 2)};
+  ring.bias_barriers->WaitFull(at);
+  StartFromBias(h, ring.bias[at.slot]);
+  PinRegisters(h);
+  __syncwarp();
+  ring.bias_barriers->Release(at);
+}
+
 // The tensor cores' turn, passed to and fro between the two warpgroups; 0 has it first.
 struct Turn {
   int warpgroup;
@@ -127,15 +138,7 @@ struct TileConsumer {
     const uint64_t down = Slots(Shape::kRank * 16);
     float h[Shape::kHidden / 2];
     uint32_t a[Shape::kHidden / 4];
-    const auto start = [&](int tile) {
-      RingPosition<kBiasTiles> bias_at{tile % kBiasTiles,
-                                       static_cast<uint32_t>(tile / kBiasTiles % 2)};
-      ring.bias_barriers->WaitFull(bias_at);
-      StartFromBias(h, ring.bias[bias_at.slot]);
-      PinRegisters(h);
-      __syncwarp();
-      ring.bias_barriers->Release(bias_at);
-    };
+    const auto start = [&](int tile) { StartTile(h, ring, tile); };
     const auto activate = [&] {
       PinRegisters(h);
       ActivateTile<T>(h, a, activation);

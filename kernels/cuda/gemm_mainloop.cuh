@@ -4,22 +4,10 @@
 #include <cstdint>
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/ring_position.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace flashsvd {
-
-// A place in a ring of kSlots buffers: the slot, and the parity of its current use.
-template <int kSlots>
-struct RingPosition {
-  int slot = 0;
-  uint32_t phase = 0;
-  __device__ void Next() {
-    if (++slot == kSlots) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-};
 
 // The product of a [kRows, k] tile of row-major x and a [kCols, k] tile of a packed weight W, for
 // compute capability 9.0. One thread streams both through shared memory; kRowGroups x kColGroups
