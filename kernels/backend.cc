@@ -12,6 +12,11 @@ absl::StatusOr<Staging> Backend::AllocateStaging(size_t bytes) const {
   return Staging(std::move(both), Buffer());
 }
 
+absl::StatusOr<Staging> Backend::AllocateOutput(size_t bytes) const {
+  FSVD_ASSIGN_OR_RETURN(Buffer both, Allocate(bytes));
+  return Staging(std::move(both), Buffer());
+}
+
 absl::StatusOr<std::unique_ptr<Stream>> Backend::MakeStream() const {
   return std::make_unique<Stream>();
 }

@@ -83,7 +83,7 @@ class Graph {
 };
 
 // Memory with a side for the host and a side for the device, for what goes in and comes out. Where
-// the device computes in host memory both are one, and copying between them does nothing.
+// both are one, copying between them does nothing.
 class Staging {
  public:
   Staging() = default;
@@ -107,6 +107,9 @@ struct RaggedBatch {
   const int32_t* positions = nullptr;        // [T] backend memory: of each token in its sequence
   const int32_t* cu_seqlens = nullptr;       // [S+1] backend memory
   const int32_t* host_cu_seqlens = nullptr;  // [S+1] host memory
+  // Backend memory: how many of the num_sequences there are; those behind are empty and need not be
+  // pooled. Null: all. So a recorded batch does not pool what its replay does not have.
+  const int32_t* num_present = nullptr;
   int num_tokens = 0;
   int num_sequences = 0;
   int max_seqlen = 0;
@@ -178,7 +181,7 @@ struct PoolArgs {
   Rows x;  // [T, d]
   Pooling pooling = Pooling::kMean;
   bool normalize = false;
-  float* out = nullptr;  // [S, d] float32, rows d apart, backend memory
+  float* out = nullptr;  // [S, d] float32, rows d apart: backend memory or of AllocateOutput
 };
 
 // The fused operations an encoder is made of, over one device and one dtype of weights and
@@ -220,6 +223,8 @@ class Backend {
   // the device tells, how much is free.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) const = 0;
   virtual absl::StatusOr<Staging> AllocateStaging(size_t bytes) const;
+  // One memory that operations may write and, after Synchronize, the host reads: for small results.
+  virtual absl::StatusOr<Staging> AllocateOutput(size_t bytes) const;
   virtual absl::StatusOr<std::unique_ptr<Stream>> MakeStream() const;
 
   // Bytes of Scratch that the operation needs for these shapes; data pointers are ignored. Never

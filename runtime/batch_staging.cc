@@ -15,14 +15,17 @@ size_t MaxChunks(const BatchShape& limit, int chunk_target) {
   return 2 * (static_cast<size_t>(limit.tokens) / chunk_target + 1);
 }
 
+size_t BytesBeforeSchedules(int num_tokens, int num_sequences) {
+  return ArenaAlign((3 * size_t(num_tokens) + num_sequences + 2) * sizeof(int32_t));
+}
+
 size_t InputBytes(const Backend& backend, const BatchShape& limit, int chunk_target) {
-  const size_t tokens = limit.tokens, sequences = limit.sequences;
   // A schedule per chunk: their tiles are no more than those of one chunk of everything, but each
   // has a head and is aligned.
   const size_t schedules =
       backend.AttentionScheduleBytes(limit.tokens, limit.sequences) +
       2 * MaxChunks(limit, chunk_target) * backend.AttentionScheduleBytes(0, 0);
-  return ArenaAlign((3 * tokens + sequences + 1) * sizeof(int32_t)) + schedules;
+  return BytesBeforeSchedules(limit.tokens, limit.sequences) + schedules;
 }
 
 size_t OutputBytes(const BatchShape& limit, int hidden) {
@@ -33,16 +36,16 @@ size_t OutputBytes(const BatchShape& limit, int hidden) {
 
 size_t BatchStaging::Bytes(const Backend& backend, const BatchShape& limit, int chunk_target,
                            int hidden) {
-  const size_t bytes = InputBytes(backend, limit, chunk_target) + OutputBytes(limit, hidden);
-  return backend.shares_host_memory() ? bytes : 2 * bytes;
+  const size_t sides = backend.shares_host_memory() ? 1 : 2;
+  return sides * InputBytes(backend, limit, chunk_target) + OutputBytes(limit, hidden);
 }
 
 absl::StatusOr<BatchStaging> BatchStaging::Create(const Backend& backend, const BatchShape& limit,
                                                   int chunk_target, int hidden) {
-  BatchStaging staging(backend, chunk_target, hidden);
+  BatchStaging staging(backend, chunk_target);
   FSVD_ASSIGN_OR_RETURN(staging.input_,
                         backend.AllocateStaging(InputBytes(backend, limit, chunk_target)));
-  FSVD_ASSIGN_OR_RETURN(staging.output_, backend.AllocateStaging(OutputBytes(limit, hidden)));
+  FSVD_ASSIGN_OR_RETURN(staging.output_, backend.AllocateOutput(OutputBytes(limit, hidden)));
   staging.chunks_.reserve(MaxChunks(limit, chunk_target));
   return staging;
 }
@@ -51,8 +54,7 @@ void BatchStaging::Write(const PackedBatch& batch, int num_tokens, int num_seque
   FSVD_CHECK(num_tokens >= batch.num_tokens() && num_sequences >= batch.num_sequences(),
              "a batch of %d tokens, %d sequences as one of %d, %d", batch.num_tokens(),
              batch.num_sequences(), num_tokens, num_sequences);
-  const size_t bytes_before_schedules =
-      ArenaAlign((3 * size_t(num_tokens) + num_sequences + 1) * sizeof(int32_t));
+  const size_t bytes_before_schedules = BytesBeforeSchedules(num_tokens, num_sequences);
   FSVD_CHECK(bytes_before_schedules <= input_.bytes(), "%zu bytes of input staged in %zu",
              bytes_before_schedules, input_.bytes());
   auto* ids = static_cast<int32_t*>(input_.host());
@@ -74,6 +76,7 @@ void BatchStaging::Write(const PackedBatch& batch, int num_tokens, int num_seque
   std::copy(batch.cu_seqlens.begin(), batch.cu_seqlens.end(), cu_seqlens);
   std::fill(cu_seqlens + batch.num_sequences() + 1, cu_seqlens + num_sequences + 1,
             batch.num_tokens());
+  cu_seqlens[num_sequences + 1] = batch.num_sequences();
 
   const auto* device = static_cast<const int32_t*>(input_.device());
   batch_ = {.ids = device,
@@ -81,6 +84,7 @@ void BatchStaging::Write(const PackedBatch& batch, int num_tokens, int num_seque
             .positions = device + 2 * size_t(num_tokens),
             .cu_seqlens = device + 3 * size_t(num_tokens),
             .host_cu_seqlens = cu_seqlens,
+            .num_present = device + 3 * size_t(num_tokens) + num_sequences + 1,
             .num_tokens = num_tokens,
             .num_sequences = num_sequences,
             .max_seqlen = batch.max_seqlen};
@@ -110,10 +114,6 @@ void BatchStaging::Write(const PackedBatch& batch, int num_tokens, int num_seque
 
 absl::Status BatchStaging::CopyIn(Stream& stream) const {
   return backend_->CopyToDevice(input_, 0, input_bytes_, stream);
-}
-
-absl::Status BatchStaging::CopyOut(int num_sequences, Stream& stream) const {
-  return backend_->CopyToHost(output_, 0, size_t(num_sequences) * hidden_ * sizeof(float), stream);
 }
 
 }  // namespace flashsvd

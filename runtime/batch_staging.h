@@ -23,8 +23,9 @@ struct BatchChunk {
 };
 
 // The inputs of a batch and its pooled vectors, where host and device both reach them: one block
-// [ids | type ids | positions | cu_seqlens | schedules] that goes in with one copy, and one that
-// comes out. Allocated once for the largest batch. Not thread-safe; the backend must outlive it.
+// [ids | type ids | positions | cu_seqlens | count of sequences | schedules] that goes in with one
+// copy, and one that the device writes where the host reads it. Allocated once for the largest
+// batch. Not thread-safe; the backend must outlive it.
 class BatchStaging {
  public:
   // For batches within `limit`, in chunks of about `chunk_target` tokens.
@@ -44,20 +45,19 @@ class BatchStaging {
   // What was written last. Pointers are into this object's memory.
   const RaggedBatch& batch() const { return batch_; }
   std::span<const BatchChunk> chunks() const { return chunks_; }
-  float* device_output() const { return static_cast<float*>(output_.device()); }
-  const float* host_output() const { return static_cast<const float*>(output_.host()); }
+  float* output() const { return static_cast<float*>(output_.host()); }
+
+  // Bytes that CopyIn copies: they grow with the sizes given to Write.
+  size_t input_bytes() const { return input_bytes_; }
 
   absl::Status CopyIn(Stream& stream) const;
-  // The first `num_sequences` rows of output.
-  absl::Status CopyOut(int num_sequences, Stream& stream) const;
 
  private:
-  BatchStaging(const Backend& backend, int chunk_target, int hidden)
-      : backend_(&backend), chunk_target_(chunk_target), hidden_(hidden) {}
+  BatchStaging(const Backend& backend, int chunk_target)
+      : backend_(&backend), chunk_target_(chunk_target) {}
 
   const Backend* backend_;
   int chunk_target_;
-  int hidden_;
   Staging input_;
   Staging output_;
   size_t input_bytes_ = 0;  // of the batch written last

@@ -172,8 +172,11 @@ absl::Status Encoder::Record(ExecutionSlot& slot) const {
                                       .chunk_sequences = recording.sequences});
     recording.activation_bytes = plan.total_bytes;
     slot.staging_.Write(batch, tokens, recording.sequences);
-    FSVD_ASSIGN_OR_RETURN(recording.graph,
-                          backend_.Record(*slot.stream_, [&] { return Enqueue(plan, slot); }));
+    recording.input_bytes = slot.staging_.input_bytes();
+    FSVD_ASSIGN_OR_RETURN(recording.graph, backend_.Record(*slot.stream_, [&]() -> absl::Status {
+      FSVD_RETURN_IF_ERROR(slot.staging_.CopyIn(*slot.stream_));
+      return Enqueue(plan, slot);
+    }));
     slot.recordings_.push_back(std::move(recording));
   }
   return absl::OkStatus();
@@ -253,7 +256,9 @@ absl::StatusOr<size_t> Encoder::Forward(const PackedBatch& batch, ExecutionSlot&
   slot.arena_.ResetHighWater();
   if (const ExecutionSlot::Recording* recording = slot.FindRecording(batch)) {
     staging.Write(batch, recording->tokens, recording->sequences);
-    FSVD_RETURN_IF_ERROR(staging.CopyIn(stream));
+    FSVD_CHECK(staging.input_bytes() <= recording->input_bytes,
+               "%zu bytes of input for a recording that copies %zu", staging.input_bytes(),
+               recording->input_bytes);
     FSVD_RETURN_IF_ERROR(backend_.Replay(*recording->graph, stream));
     activation_bytes = recording->activation_bytes;
   } else {
@@ -262,10 +267,8 @@ absl::StatusOr<size_t> Encoder::Forward(const PackedBatch& batch, ExecutionSlot&
     FSVD_RETURN_IF_ERROR(Enqueue(Plan(ShapeOf(batch, chunk_target)), slot));
     activation_bytes = slot.arena_.high_water();
   }
-  FSVD_RETURN_IF_ERROR(staging.CopyOut(batch.num_sequences(), stream));
   FSVD_RETURN_IF_ERROR(backend_.Synchronize(stream));
-  slot.output_ = {staging.host_output(),
-                  static_cast<size_t>(batch.num_sequences()) * config_.hidden};
+  slot.output_ = {staging.output(), static_cast<size_t>(batch.num_sequences()) * config_.hidden};
   return activation_bytes;
 }
 
@@ -284,7 +287,7 @@ absl::Status Encoder::Enqueue(const ActivationPlan& plan, ExecutionSlot& slot) c
     FSVD_RETURN_IF_ERROR(FeedForward(layer, x, plan, slot));
   }
   return backend_.Pool(
-      {.batch = batch, .x = x, .pooling = config_.pooling, .out = slot.staging_.device_output()},
+      {.batch = batch, .x = x, .pooling = config_.pooling, .out = slot.staging_.output()},
       *slot.stream_);
 }
 

@@ -57,6 +57,7 @@ class ExecutionSlot {
     int tokens = 0;
     int sequences = 0;
     size_t activation_bytes = 0;
+    size_t input_bytes = 0;
     std::unique_ptr<Graph> graph;
   };
 

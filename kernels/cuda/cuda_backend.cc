@@ -13,6 +13,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_linear.h"
 #include "kernels/cuda/cuda_stream.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/float_convert.h"
 #include "kernels/status_macros.h"
 
@@ -132,8 +133,20 @@ absl::StatusOr<Buffer> CudaBackend::Upload(const float* values, size_t count, DT
 
 absl::StatusOr<Staging> CudaBackend::AllocateStaging(size_t bytes) const {
   FSVD_ASSIGN_OR_RETURN(Buffer device, Allocate(bytes));
+  FSVD_ASSIGN_OR_RETURN(Buffer host, AllocateHost(bytes));
+  return Staging(std::move(host), std::move(device));
+}
+
+absl::StatusOr<Staging> CudaBackend::AllocateOutput(size_t bytes) const {
+  FSVD_ASSIGN_OR_RETURN(Buffer host, AllocateHost(bytes));
+  return Staging(std::move(host), Buffer());
+}
+
+// Page-locked, and at the same address for the device.
+absl::StatusOr<Buffer> CudaBackend::AllocateHost(size_t bytes) const {
+  FSVD_RETURN_IF_ERROR(UseDevice());
   void* data = nullptr;
-  const cudaError_t error = cudaHostAlloc(&data, bytes == 0 ? 1 : bytes, cudaHostAllocDefault);
+  const cudaError_t error = cudaHostAlloc(&data, bytes == 0 ? 1 : bytes, cudaHostAllocMapped);
   if (error == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();
     return absl::ResourceExhaustedError("cannot allocate " + std::to_string(bytes) +
@@ -142,8 +155,7 @@ absl::StatusOr<Staging> CudaBackend::AllocateStaging(size_t bytes) const {
   FSVD_RETURN_IF_ERROR(CudaStatus(error, "allocating page-locked host memory"));
   CountAllocation();
   std::memset(data, 0, bytes);
-  Buffer host(data, bytes, [](void* p) { cudaFreeHost(p); });
-  return Staging(std::move(host), std::move(device));
+  return Buffer(data, bytes, [](void* p) { cudaFreeHost(p); });
 }
 
 absl::StatusOr<std::unique_ptr<Stream>> CudaBackend::MakeStream() const {
@@ -159,16 +171,21 @@ absl::Status CudaBackend::CopyToDevice(const Staging& staging, size_t offset, si
   FSVD_CHECK(offset + bytes <= staging.bytes(), "bytes [%zu, %zu) of %zu", offset, offset + bytes,
              staging.bytes());
   FSVD_RETURN_IF_ERROR(UseDevice());
-  return CudaStatus(cudaMemcpyAsync(static_cast<std::byte*>(staging.device()) + offset,
-                                    static_cast<const std::byte*>(staging.host()) + offset, bytes,
-                                    cudaMemcpyHostToDevice, StreamOf(stream)),
-                    name_ + ": copying " + std::to_string(bytes) + " bytes to the device");
+  std::byte* to = static_cast<std::byte*>(staging.device()) + offset;
+  const std::byte* from = static_cast<const std::byte*>(staging.host()) + offset;
+  constexpr size_t kUnit = 16;
+  const cudaError_t error =
+      offset % kUnit == 0 && bytes % kUnit == 0
+          ? LaunchCopy(to, from, bytes, StreamOf(stream))
+          : cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, StreamOf(stream));
+  return CudaStatus(error, name_ + ": copying " + std::to_string(bytes) + " bytes to the device");
 }
 
 absl::Status CudaBackend::CopyToHost(const Staging& staging, size_t offset, size_t bytes,
                                      Stream& stream) const {
   FSVD_CHECK(offset + bytes <= staging.bytes(), "bytes [%zu, %zu) of %zu", offset, offset + bytes,
              staging.bytes());
+  if (staging.device() == staging.host()) return absl::OkStatus();
   FSVD_RETURN_IF_ERROR(UseDevice());
   return CudaStatus(cudaMemcpyAsync(static_cast<std::byte*>(staging.host()) + offset,
                                     static_cast<const std::byte*>(staging.device()) + offset, bytes,

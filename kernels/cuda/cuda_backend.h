@@ -36,6 +36,7 @@ class CudaBackend : public Backend {
   absl::StatusOr<Buffer> Upload(const float* values, size_t count, DType as) const override;
   absl::StatusOr<Buffer> Allocate(size_t bytes) const override;
   absl::StatusOr<Staging> AllocateStaging(size_t bytes) const override;
+  absl::StatusOr<Staging> AllocateOutput(size_t bytes) const override;
   absl::StatusOr<std::unique_ptr<Stream>> MakeStream() const override;
 
   size_t ScratchBytes(const ProjectArgs& args) const override;
@@ -72,6 +73,7 @@ class CudaBackend : public Backend {
 
   // Makes this backend's device the calling thread's.
   absl::Status UseDevice() const;
+  absl::StatusOr<Buffer> AllocateHost(size_t bytes) const;
   // Copies at load; the source may go.
   absl::StatusOr<Buffer> CopyOf(const void* host, size_t bytes, const char* what) const;
 

@@ -69,17 +69,18 @@ std::string Shape(int64_t rows, int64_t in, int64_t out) {
 // Launches the operations of one backend on one stream.
 class Launcher {
  public:
-  Launcher(const DeviceFacts& facts, DType dtype, const std::string& name, cudaStream_t stream)
+  Launcher(const DeviceFacts& facts, DType dtype, const std::string& name, CudaStream& stream)
       : facts_(facts), dtype_(dtype), name_(name), stream_(stream) {}
 
   absl::Status Gemm(const Rows& x, const PackedMatrix& w, const float* bias, Activation activation,
                     const Rows& y) const {
     if (x.rows == 0) return absl::OkStatus();
-    const GemmParams params = {x, w, bias, activation, y};
+    const bool x_settled = stream_.last_write().SettledRows(x) == x.rows;
+    const GemmParams params = {x, w, bias, activation, y, x_settled};
     const GemmTile tile = ChooseGemmTile(facts_, x.rows, w.n, w.k, activation != Activation::kNone);
     const cudaError_t error = tile.path == KernelPath::kSm90
-                                  ? LaunchGemmSm90(params, dtype_, tile, stream_)
-                                  : LaunchGemmSm80(params, dtype_, tile, stream_);
+                                  ? LaunchGemmSm90(params, dtype_, tile, stream_.ForNext())
+                                  : LaunchGemmSm80(params, dtype_, tile, stream_.ForNext());
     return Check(error, "projection", Shape(x.rows, w.k, w.n));
   }
 
@@ -104,13 +105,15 @@ class Launcher {
                        const LayerNormParams& norm, ScratchMatrices& scratch) const {
     if (x.rows == 0) return absl::OkStatus();
     if (HasFusedAddNorm(facts_, w.n)) {
-      return Check(LaunchGemmAddNormSm90({y, w, bias, x, norm}, dtype_,
-                                         ChooseAddNormTile(facts_, x.rows, w.n), stream_),
-                   "projection with norm", Shape(x.rows, w.k, w.n));
+      const cudaError_t error = LaunchGemmAddNormSm90(
+          {y, w, bias, x, norm}, dtype_, ChooseAddNormTile(facts_, x.rows, w.n), stream_.ForNext());
+      stream_.last_write().Set(x);
+      return Check(error, "projection with norm", Shape(x.rows, w.k, w.n));
     }
     const Rows sum = scratch.Take(x.rows, w.n);
     FSVD_RETURN_IF_ERROR(Gemm(y, w, bias, Activation::kNone, sum));
-    return Check(LaunchAddNorm({sum, x, norm}, dtype_, stream_), "norm", Shape(x.rows, w.n, w.n));
+    return Check(LaunchAddNorm({sum, x, norm}, dtype_, stream_.ForNext()), "norm",
+                 Shape(x.rows, w.n, w.n));
   }
 
   absl::Status ProjectAddNorm(const CudaLinear& linear, const Rows& y, const Rows& x,
@@ -142,7 +145,7 @@ class Launcher {
     } else {
       params.s = scratch.Take(args.x.rows, down.rank());
     }
-    const cudaError_t error = LaunchFeedForwardSm90(params, dtype_, tile, stream_);
+    const cudaError_t error = LaunchFeedForwardSm90(params, dtype_, tile, stream_.ForNext());
     FSVD_RETURN_IF_ERROR(Check(error, "feed-forward", Shape(args.x.rows, up.in(), up.out())));
     if (tile.add_norm) return absl::OkStatus();
     return AddNorm(params.s, down.last(), down.bias(), args.x, args.norm, scratch);
@@ -157,7 +160,7 @@ class Launcher {
   const DeviceFacts& facts_;
   const DType dtype_;
   const std::string& name_;
-  const cudaStream_t stream_;
+  CudaStream& stream_;
 };
 
 bool Streams(const DeviceFacts& facts, const FeedForwardArgs& args) {
@@ -243,7 +246,7 @@ absl::Status CudaBackend::Project(const ProjectArgs& args, Scratch scratch, Stre
   CheckArgs(args);
   FSVD_RETURN_IF_ERROR(UseDevice());
   ScratchMatrices matrices(scratch);
-  return Launcher(facts_, dtype_, name_, StreamOf(stream))
+  return Launcher(facts_, dtype_, name_, CudaStreamOf(stream))
       .Project(Cuda(args.linear), args.x, args.activation, args.y, matrices);
 }
 
@@ -273,7 +276,7 @@ absl::Status CudaBackend::ProjectAddNorm(const ProjectAddNormArgs& args, Scratch
   CheckArgs(args);
   FSVD_RETURN_IF_ERROR(UseDevice());
   ScratchMatrices matrices(scratch);
-  return Launcher(facts_, dtype_, name_, StreamOf(stream))
+  return Launcher(facts_, dtype_, name_, CudaStreamOf(stream))
       .ProjectAddNorm(Cuda(args.linear), args.y, args.x, args.norm, matrices);
 }
 
@@ -282,7 +285,7 @@ absl::Status CudaBackend::FeedForward(const FeedForwardArgs& args, Scratch scrat
   CheckArgs(args);
   if (args.x.rows == 0) return absl::OkStatus();
   FSVD_RETURN_IF_ERROR(UseDevice());
-  const Launcher launcher(facts_, dtype_, name_, StreamOf(stream));
+  const Launcher launcher(facts_, dtype_, name_, CudaStreamOf(stream));
   if (Streams(facts_, args)) {
     ScratchMatrices matrices(scratch);
     return launcher.StreamFeedForward(args, matrices);
@@ -302,8 +305,8 @@ absl::Status CudaBackend::Pool(const PoolArgs& args, Stream& stream) const {
   if (args.batch.num_sequences == 0) return absl::OkStatus();
   FSVD_RETURN_IF_ERROR(UseDevice());
   return CudaStatus(
-      LaunchPool({args.x, args.batch.cu_seqlens, args.batch.num_sequences, args.pooling,
-                  args.normalize, args.out},
+      LaunchPool({args.x, args.batch.cu_seqlens, args.batch.num_sequences, args.batch.num_present,
+                  args.pooling, args.normalize, args.out},
                  dtype_, StreamOf(stream)),
       name_ + ": pooling of " + std::to_string(args.batch.num_sequences) + " sequences");
 }

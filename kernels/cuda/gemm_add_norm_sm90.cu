@@ -104,6 +104,7 @@ __device__ __forceinline__ void Consume(const Args& args, char* shared, int firs
 
   BarrierWait(&barriers->params, 0);
   WaitForPredecessor();
+  AllowSuccessor();
   typename Loop::Position at;
   int turn = 0;
   for (int tile_row = first_tile * Loop::kRows; tile_row < args.n;
@@ -210,11 +211,11 @@ __global__ void __launch_bounds__(Loop::kThreads, 1)
   __syncwarp();
   __syncthreads();
   if (cluster > 1) ClusterArriveRelaxed();
-  AllowSuccessor();
   if (threadIdx.x < Loop::kConsumers) {
     Consume<Loop>(args, shared, first_tile, tile_step, rank, static_cast<uint32_t>(cluster));
   } else if (producer) {
     WaitForPredecessor();
+    AllowSuccessor();  // not before: see LastWrite
     Produce<Loop>(args, shared, &barriers->ring, first_tile, tile_step, first_col, prefetched);
   }
 }

@@ -42,6 +42,7 @@ struct Args {
   int m;
   int k_padded;
   bool in_turn;
+  bool x_settled;
 };
 
 // Shared memory. Without a producer, warps stage y where their rows of x were.
@@ -103,6 +104,7 @@ class Consumer {
       if (thread + 128 * i < kN) bias[thread + 128 * i] = thread_bias[i];
     }
     NamedBarrierSync(1 + group_, 128);
+    if (turn == 0) WaitForPredecessor();  // y may still be read
     WriteTile<T, kN, kActivation>(
         acc, bias, [&](int i) { return Staging(i); },
         static_cast<T*>(args_.y) + row * args_.y_stride + col, args_.y_stride, args_.n - row,
@@ -156,14 +158,13 @@ __global__ void __launch_bounds__(Loop::kThreads, 1) GemmKernel(const __grid_con
   int prefetched = Start<Loop>(args, shared, barriers, tiles.FirstCol(first));
   AllowSuccessor();
   if (threadIdx.x < Loop::kConsumers) {
-    WaitForPredecessor();  // y may still be read
     Consumer<Loop, kActivation> consumer(args, shared);
     int turn = 0;
     for (int tile = first; tile < tiles.end; tile += step, ++turn) {
       consumer.Run(barriers, tiles.FirstRow(tile), tiles.FirstCol(tile), turn, [](int) {});
     }
   } else if (threadIdx.x == Loop::kLoader) {
-    WaitForPredecessor();
+    if (!args.x_settled) WaitForPredecessor();
     typename Loop::Position at;
     for (int tile = first; tile < tiles.end; tile += step) {
       Loop::Load(shared, barriers, at, &args.x, &args.w, args.k_padded, prefetched,
@@ -186,9 +187,9 @@ __global__ void __launch_bounds__(Loop::kThreads, 1)
   const int col = tiles.FirstCol(static_cast<int>(blockIdx.x));
   const int prefetched = Start<Loop>(args, shared, barriers, col);
   AllowSuccessor();
-  WaitForPredecessor();
   const int steps = Loop::Steps(args.k_padded);
   if (threadIdx.x == Loop::kLoader) {
+    if (!args.x_settled) WaitForPredecessor();
     for (int step = 0; step < min(steps, kSlots); ++step) {
       if (step >= prefetched) Loop::LoadW(shared, barriers, step, &args.w, step, col);
       Loop::LoadX(shared, barriers, step, &args.x, step, row);
@@ -230,6 +231,7 @@ cudaError_t Launch(const GemmParams& params, cudaStream_t stream) {
   args.n = static_cast<int>(params.y.rows);
   args.m = params.w.n;
   args.k_padded = params.w.k_padded;
+  args.x_settled = params.x_settled;
 
   const int tiles =
       (args.n + Loop::kRows - 1) / Loop::kRows * ((args.m + Loop::kCols - 1) / Loop::kCols);

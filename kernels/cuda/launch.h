@@ -18,7 +18,9 @@
 // stride that is a multiple of 8 elements. Elements between cols and stride are neither read into
 // results nor written. Rows of weights and bias may be read up to their padding.
 // Every kernel waits for its predecessor in the stream (griddepcontrol.wait) before it touches
-// activations, so that all may be launched with programmatic stream serialization.
+// activations, so that all may be launched with programmatic stream serialization. (Of rows that
+// its parameters call settled, before it writes activations.) GemmAddNormSm90 lets its successor
+// start only behind that wait, which is what LastWrite rests on.
 
 namespace flashsvd {
 
@@ -30,6 +32,7 @@ struct GemmParams {
   const float* bias = nullptr;
   Activation activation = Activation::kNone;
   Rows y;
+  bool x_settled = false;  // LastWrite: x may be read before the kernel ahead is done
 };
 cudaError_t LaunchGemmSm80(const GemmParams& params, DType dtype, const GemmTile& tile,
                            cudaStream_t stream);
@@ -116,6 +119,9 @@ cudaError_t LaunchAttentionSm80(const AttentionParams& params, DType dtype,
 cudaError_t LaunchAttentionSm90(const AttentionParams& params, DType dtype,
                                 const AttentionTiling& tile, cudaStream_t stream);
 
+// Whole units of 16 bytes, from or to page-locked host memory; both sides aligned to 16.
+cudaError_t LaunchCopy(void* to, const void* from, size_t bytes, cudaStream_t stream);
+
 // x[t] = LayerNorm(word[id_t] + position[p_t] + type[type_t]); tables [*, d] contiguous.
 struct EmbedParams {
   const int32_t* ids = nullptr;        // [n]
@@ -134,6 +140,8 @@ struct PoolParams {
   Rows x;
   const int32_t* cu_seqlens = nullptr;  // [S + 1], from row 0 of x
   int num_sequences = 0;
+  const int32_t* num_present =
+      nullptr;  // device memory, or null: rows from there on stay as they are
   Pooling pooling = Pooling::kMean;
   bool normalize = false;
   float* out = nullptr;

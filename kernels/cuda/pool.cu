@@ -25,8 +25,10 @@ __global__ void __launch_bounds__(kPoolThreads) PoolKernel(PoolParams p) {
   WaitForPredecessor();
   AllowSuccessor();
   const int d = static_cast<int>(p.x.cols);
+  const int num_sequences =
+      p.num_present == nullptr ? p.num_sequences : min(*p.num_present, p.num_sequences);
   const int first_column = blockIdx.x * kColumnsPerBlock;
-  for (int s = blockIdx.y; s < p.num_sequences; s += gridDim.y) {
+  for (int s = blockIdx.y; s < num_sequences; s += gridDim.y) {
     int begin = p.cu_seqlens[s];
     int end = p.cu_seqlens[s + 1];
     if (p.pooling == Pooling::kCls) end = min(end, begin + 1);

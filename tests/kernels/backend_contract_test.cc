@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -109,6 +111,82 @@ TEST_P(BackendTest, ResultsDoNotDependOnBatchComposition) {
     EXPECT_TRUE(Same(RunOp(*backend_, one, rows_of(qkv, s, attention.columns())),
                      rows_of(attended, s, 2 * 18)));
   }
+}
+
+// Two chunks of rows as an encoder takes them, each operation reading what others wrote before: the
+// same bits as with a wait after every operation.
+TEST_P(BackendTest, OperationsOfAStreamSeeWhatThoseBeforeThemWrote) {
+  constexpr int kRows = 200, kFirst = 72, kDim = 128, kWide = 256;
+  const RandomLinear up_weights(kDim, kWide, 16, 51), down_weights(kWide, kDim, 16, 52);
+  const RandomLinear in_weights(kDim, kWide, 0, 53), out_weights(kWide, kDim, 0, 54);
+  const auto up = PackOrDie(*backend_, up_weights), down = PackOrDie(*backend_, down_weights);
+  const auto in = PackOrDie(*backend_, in_weights), out = PackOrDie(*backend_, out_weights);
+  const RandomNorm norm(kDim);
+  const auto values = Activations(size_t(kRows) * kDim);
+  const auto run = [&](bool wait) {
+    Session session(*backend_);
+    const GuardedRows rows(session, kRows, kDim, values);
+    const GuardedRows middle(session, kRows - kFirst, kWide);
+    const LayerNormParams params = norm.params(session);
+    const auto slice = [](const Rows& r, int64_t first, int64_t count, size_t element) {
+      return Rows{static_cast<std::byte*>(r.data) + first * r.stride * element, count, r.cols,
+                  r.stride};
+    };
+    const FeedForwardArgs feed_forward = {
+        .up = up.get(), .down = down.get(), .x = rows.view(), .norm = params};
+    const size_t element = DTypeBytes(backend_->dtype());
+    const Rows wide = middle.view();
+    const ProjectArgs project = {
+        .linear = in.get(), .x = rows.view(), .y = {nullptr, kRows, kWide, wide.stride}};
+    const ProjectAddNormArgs add_norm = {
+        .linear = out.get(), .y = {nullptr, kRows, kWide, wide.stride}, .x = rows.view()};
+    const GuardedScratch scratch(
+        session, std::max({backend_->ScratchBytes(feed_forward), backend_->ScratchBytes(project),
+                           backend_->ScratchBytes(add_norm)}));
+    const auto done = [&](const absl::Status& status) {
+      EXPECT_TRUE(status.ok()) << status;
+      if (!wait) return;
+      EXPECT_TRUE(backend_->Synchronize(session.stream()).ok());
+    };
+    for (int layer = 0; layer < 3; ++layer) {
+      for (const auto& [first, count] : {std::pair{0, kFirst}, std::pair{kFirst, kRows - kFirst}}) {
+        const Rows x = slice(rows.view(), first, count, element);
+        const Rows y = slice(wide, 0, count, element);
+        done(backend_->Project({.linear = in.get(), .x = x, .y = y}, scratch.view(),
+                               session.stream()));
+        done(backend_->ProjectAddNorm({.linear = out.get(), .y = y, .x = x, .norm = params},
+                                      scratch.view(), session.stream()));
+      }
+      done(backend_->FeedForward(feed_forward, scratch.view(), session.stream()));
+    }
+    EXPECT_TRUE(rows.Intact() && middle.Intact() && scratch.Intact()) << "wrote out of bounds";
+    return rows.Values();
+  };
+  const auto expected = run(true);
+  for (int i = 0; i < 10; ++i) EXPECT_TRUE(BitEqual(run(false), expected));
+}
+
+TEST_P(BackendTest, TheHostReadsWhatWasPooledIntoAnOutput) {
+  constexpr int kDim = 40;
+  Session session(*backend_);
+  const TestBatch batch({3, 1, 5, 0, 0});
+  const GuardedRows x(session, batch.cu.back(), kDim, Activations(size_t{9} * kDim));
+  auto output = backend_->AllocateOutput(size_t{5} * kDim * sizeof(float));
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_EQ(output->host(), output->device());
+  PoolArgs args = {
+      .batch = batch.view(session), .x = x.view(), .out = static_cast<float*>(output->device())};
+  const auto pooled = [&] {
+    std::memset(output->host(), 0xff, output->bytes());
+    EXPECT_TRUE(backend_->Pool(args, session.stream()).ok());
+    EXPECT_TRUE(backend_->Synchronize(session.stream()).ok());
+    const auto* values = static_cast<const float*>(output->host());
+    return std::vector<float>(values, values + 3 * kDim);
+  };
+  const auto all = pooled();
+  for (const float v : all) ASSERT_FALSE(std::isnan(v));
+  args.batch.num_present = session.Upload(std::vector<int32_t>{3});
+  EXPECT_TRUE(BitEqual(pooled(), all));
 }
 
 TEST_P(BackendTest, ResultsDoNotDependOnThreads) {

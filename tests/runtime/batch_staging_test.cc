@@ -102,6 +102,7 @@ TEST_F(BatchStagingTest, LaysOutABatchAndItsChunks) {
   EXPECT_THAT(Ints(batch.type_ids, 14), ElementsAre(1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1));
   EXPECT_THAT(Ints(batch.positions, 14), ElementsAre(0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 0));
   EXPECT_THAT(Ints(batch.cu_seqlens, 6), ElementsAre(0, 3, 7, 7, 13, 14));
+  EXPECT_EQ(*batch.num_present, 5);
   ASSERT_EQ(staging.chunks().size(), 2u);
   EXPECT_EQ(staging.chunks()[0].first_row, 0);
   EXPECT_EQ(staging.chunks()[0].num_rows, 7);
@@ -118,6 +119,7 @@ TEST_F(BatchStagingTest, FillsUpToTheRecordedSizesWithTokensOfNoSequence) {
   const RaggedBatch& batch = staging.batch();
   EXPECT_THAT(Ints(batch.ids, 8), ElementsAre(10, 11, 12, 0, 0, 0, 0, 0));
   EXPECT_THAT(Ints(batch.positions, 8), ElementsAre(0, 1, 0, 0, 0, 0, 0, 0));
+  EXPECT_EQ(*batch.num_present, 2);
   EXPECT_THAT(Ints(batch.cu_seqlens, 5), ElementsAre(0, 2, 3, 3, 3));
   ASSERT_EQ(staging.chunks().size(), 1u);
   EXPECT_EQ(staging.chunks()[0].num_rows, 8);

@@ -44,6 +44,9 @@ class PaintedBackend : public Backend {
   absl::StatusOr<Staging> AllocateStaging(size_t bytes) const override {
     return inner_->AllocateStaging(bytes);
   }
+  absl::StatusOr<Staging> AllocateOutput(size_t bytes) const override {
+    return inner_->AllocateOutput(bytes);
+  }
 
   std::string_view name() const override { return inner_->name(); }
   DType dtype() const override { return inner_->dtype(); }
