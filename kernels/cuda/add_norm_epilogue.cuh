@@ -87,18 +87,6 @@ class WarpRows {
   int lane_chunk_;
 };
 
-// acc = bias, in both of this thread's rows.
-template <int kN>
-__device__ __forceinline__ void StartWithBias(float (&acc)[kN / 2], const float* bias) {
-  bias += 2 * (threadIdx.x % 4);
-#pragma unroll
-  for (int j = 0; j < kN / 8; ++j) {
-    const auto b = *reinterpret_cast<const float2*>(bias + 8 * j);
-    acc[4 * j] = acc[4 * j + 2] = b.x;
-    acc[4 * j + 1] = acc[4 * j + 3] = b.y;
-  }
-}
-
 // acc += x; kBias: and bias, [kN] in shared memory.
 template <class T, int kN, bool kBias>
 __device__ __forceinline__ void AddResidual(float (&acc)[kN / 2], const WarpRows<T, kN>& x,

@@ -84,12 +84,33 @@ class Launcher {
     return Check(error, "projection", Shape(x.rows, w.k, w.n));
   }
 
-  // y = activation(W x + b); of factor pairs all x A' in one product, then a product for each B.
+  // y_g = middle_g B_g' + b_g for all groups of a linear map.
+  absl::Status GemmHeld(const CudaLinear& linear, const Rows& middle, const Rows& y,
+                        const GemmTile& tile) const {
+    GemmGroupsParams params = {.x = middle,
+                               .groups = linear.groups(),
+                               .x_step = linear.first().n / linear.groups(),
+                               .y = y};
+    for (int group = 0; group < linear.groups(); ++group) {
+      params.w[group] = linear.outputs()[group].w;
+      params.bias[group] = linear.outputs()[group].bias;
+    }
+    return Check(LaunchGemmHeldSm90(params, dtype_, tile, stream_.ForNext()), "projection",
+                 Shape(y.rows, linear.last().k, static_cast<int>(y.cols)));
+  }
+
+  // y = activation(W x + b); of factor pairs all x A' in one product, then a product for each B,
+  // where that is faster all in one launch.
   absl::Status Project(const CudaLinear& linear, const Rows& x, Activation activation,
                        const Rows& y, ScratchMatrices& scratch) const {
     if (linear.rank() == 0) return Gemm(x, linear.last(), linear.bias(), activation, y);
     const Rows middle = scratch.Take(x.rows, linear.first().n);
     FSVD_RETURN_IF_ERROR(Gemm(x, linear.first(), nullptr, Activation::kNone, middle));
+    if (activation == Activation::kNone) {
+      const GemmTile tile =
+          ChooseHeldGemmTile(facts_, x.rows, linear.last().n, linear.last().k, linear.groups());
+      if (tile.rows > 0) return GemmHeld(linear, middle, y, tile);
+    }
     const int64_t group_cols = linear.first().n / linear.groups();
     for (int group = 0; group < linear.groups(); ++group) {
       const OutputMatrix& output = linear.outputs()[group];

@@ -223,8 +223,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
     if (warp == 8 && ElectOne()) {
       producer.BringAll();
     } else if (warp == 9 && ElectOne()) {
-      AllowSuccessor();
       WaitForPredecessor();
+      AllowSuccessor();
       producer.BringX(first_row);
     } else if (warp == 10) {
       producer.BringNorm();

@@ -23,7 +23,7 @@
 // loads and its epilogue are exposed, but for the warpgroups' turns at the end: it is for shapes
 // that it covers in one wave.
 //
-// Any n, m and k. Tiles (rows x cols): 64 x {48, 128, 192}, 128 x {96, 128, 192, 240} and
+// Any n, m and k. Tiles (rows x cols): 64 x {48, 128, 192}, 128 x {96, 104, 128, 192, 200, 240} and
 // 192 x {192, 240}; with an activation only 64 x 48 and 128 x 128. `depth` and `stages` are not
 // read. y may start at any even address; unless it is a multiple of 16, writes are slow.
 
@@ -156,7 +156,6 @@ __global__ void __launch_bounds__(Loop::kThreads, 1) GemmKernel(const __grid_con
   const int first = static_cast<int>(blockIdx.x);
   const int step = static_cast<int>(gridDim.x);
   int prefetched = Start<Loop>(args, shared, barriers, tiles.FirstCol(first));
-  AllowSuccessor();
   if (threadIdx.x < Loop::kConsumers) {
     Consumer<Loop, kActivation> consumer(args, shared);
     int turn = 0;
@@ -165,6 +164,7 @@ __global__ void __launch_bounds__(Loop::kThreads, 1) GemmKernel(const __grid_con
     }
   } else if (threadIdx.x == Loop::kLoader) {
     if (!args.x_settled) WaitForPredecessor();
+    AllowSuccessor();
     typename Loop::Position at;
     for (int tile = first; tile < tiles.end; tile += step) {
       Loop::Load(shared, barriers, at, &args.x, &args.w, args.k_padded, prefetched,
@@ -277,6 +277,10 @@ cudaError_t LaunchGemmSm90(const GemmParams& params, DType dtype, const GemmTile
         return with_activation.template operator()<GemmMainloop<T, 128, 2, 1, 6, 6, 64>>();
       case 128'096:
         return plain.template operator()<GemmMainloop<T, 96, 2, 1, 7, 7, 64>>();
+      case 128'104:
+        return plain.template operator()<GemmMainloop<T, 104, 2, 1, 7, 7, 64>>();
+      case 128'200:
+        return plain.template operator()<GemmMainloop<T, 200, 2, 1, 5, 5, 64>>();
       case 128'192:
         return plain.template operator()<GemmMainloop<T, 192, 2, 1, 5, 5, 64>>();
       case 128'240:

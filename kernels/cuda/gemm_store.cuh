@@ -43,8 +43,9 @@ __device__ __forceinline__ void WriteStaged(const char* staged, T* y, int64_t st
 }
 
 // y = activation(acc + bias) for this warp's 16 rows x kN columns, clipped to rows x cols.
-//   bias: [kN] in shared memory   staging(i): kStagedBytes for columns 64 i on, 128-byte aligned
-template <class T, int kN, Activation kActivation, class Staging>
+//   bias: [kN] in shared memory, or not read if acc has it already, !kBias
+//   staging(i): kStagedBytes for columns 64 i on, 128-byte aligned
+template <class T, int kN, Activation kActivation, bool kBias = true, class Staging>
 __device__ __forceinline__ void WriteTile(const float (&acc)[kN / 2], const float* bias,
                                           const Staging& staging, T* y, int64_t stride, int rows,
                                           int cols) {
@@ -57,10 +58,13 @@ __device__ __forceinline__ void WriteTile(const float (&acc)[kN / 2], const floa
     char* staged = staging(first / kStagedCols);
 #pragma unroll
     for (int c = first; c < first + kStagedCols && c < kN; c += 16) {
-      uint32_t r[4];
+      uint32_t r[4] = {};  // the second half stays zero where kN ends
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const auto b = *reinterpret_cast<const float2*>(bias + c + 8 * j + 2 * (lane % 4));
+      for (int j = 0; j < 2 && c + 8 * j < kN; ++j) {
+        float2 b = {};
+        if constexpr (kBias) {
+          b = *reinterpret_cast<const float2*>(bias + c + 8 * j + 2 * (lane % 4));
+        }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float* a = acc + c / 2 + 4 * j + 2 * i;

@@ -39,6 +39,22 @@ cudaError_t LaunchGemmSm80(const GemmParams& params, DType dtype, const GemmTile
 cudaError_t LaunchGemmSm90(const GemmParams& params, DType dtype, const GemmTile& tile,
                            cudaStream_t stream);
 
+// y_g = x_g W_g' + bias_g for groups of one shape in one launch, of small k: a block keeps its
+// columns of W on chip.
+//   x: [n, groups * x_step], of which group g reads k columns from g * x_step on
+//   w[g]: [m, k]   bias[g]: float32 [m_padded] or null   y: [n, groups * m]
+constexpr int kMaxGemmGroups = 3;
+struct GemmGroupsParams {
+  Rows x;
+  int groups = 1;
+  int x_step = 0;
+  PackedMatrix w[kMaxGemmGroups];
+  const float* bias[kMaxGemmGroups] = {};
+  Rows y;
+};
+cudaError_t LaunchGemmHeldSm90(const GemmGroupsParams& params, DType dtype, const GemmTile& tile,
+                               cudaStream_t stream);
+
 // x = LayerNorm(x + y W' + bias), in one kernel: the sum stays on chip in float32.
 //   y: [n, k]   w: [d, k]   x: [n, d] in, out
 struct GemmAddNormParams {

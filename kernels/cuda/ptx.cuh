@@ -24,7 +24,9 @@ __device__ __forceinline__ void WaitForPredecessor() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// Lets the next kernel's blocks start, as far as there is room; they then wait as above.
+// Lets the next kernel's blocks start, as far as there is room; they then wait as above. Kernels of
+// a few microseconds do so behind their own wait: blocks of a kernel whose turn is two kernels away
+// delay those before them (13 of 272 us in a pass of 128 tokens).
 __device__ __forceinline__ void AllowSuccessor() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -29,8 +29,9 @@ double HopperGemmClocks(TileShape tile, const DeviceFacts& device, int64_t rows,
 
 GemmTile ChooseHopperGemmTile(const DeviceFacts& device, int64_t rows, int n, int k,
                               bool activation) {
-  constexpr TileShape kTiles[] = {{64, 48},   {128, 128}, {64, 128},  {64, 192}, {128, 96},
-                                  {128, 192}, {128, 240}, {192, 192}, {192, 240}};
+  constexpr TileShape kTiles[] = {{64, 48},   {128, 128}, {64, 128},  {64, 192},
+                                  {128, 96},  {128, 104}, {128, 192}, {128, 200},
+                                  {128, 240}, {192, 192}, {192, 240}};
   // The first two also apply an activation.
   const auto end = activation ? kTiles + 2 : std::end(kTiles);
   const TileShape best = *std::min_element(std::begin(kTiles), end, [&](TileShape a, TileShape b) {
@@ -55,6 +56,49 @@ GemmTile ChooseGemmTile(const DeviceFacts& device, int64_t rows, int n, int k, b
     return {.rows = 64, .cols = 64, .depth = 64, .stages = 4};
   }
   return {.rows = 32, .cols = 64, .depth = 128, .stages = 3};
+}
+
+namespace {
+
+// A kernel that holds W on chip: its columns of a block, and how much of k fits beside them.
+struct HeldShape {
+  int cols;
+  int max_k;
+};
+
+// As HopperGemmClocks: W has to come in, then each block has its share of the units of 64 rows.
+double HeldGemmClocks(HeldShape shape, const DeviceFacts& device, int64_t rows, int n, int k,
+                      int groups) {
+  if (k > shape.max_k || (groups > 1 && n % shape.cols != 0)) {
+    return std::numeric_limits<double>::infinity();
+  }
+  const int64_t tiles = groups * CeilDiv(n, shape.cols);
+  const int64_t units = CeilDiv(rows, 64);
+  const int64_t blocks = std::min(units, std::max<int64_t>(device.num_sms / tiles, 1));
+  const double products = static_cast<double>(CeilDiv(k, 16));
+  const double load = products * shape.cols * 2 / 3.0;
+  const double unit = products * shape.cols / 2 + 500;
+  return CeilDiv(tiles * blocks, device.num_sms) * (2500 + load + CeilDiv(units, blocks) * unit);
+}
+
+}  // namespace
+
+GemmTile ChooseHeldGemmTile(const DeviceFacts& device, int64_t rows, int n, int k, int groups) {
+  constexpr HeldShape kShapes[] = {{192, 400}, {128, 608}};
+  constexpr int kMaxGroups = 3;
+  constexpr double kLaunchClocks = 2000;  // of every product but the first
+  if (device.path != KernelPath::kSm90 || rows == 0 || groups > kMaxGroups) return {};
+  const GemmTile apart = ChooseHopperGemmTile(device, rows, n, k, false);
+  double least = groups * HopperGemmClocks({apart.rows, apart.cols}, device, rows, n, k) +
+                 (groups - 1) * kLaunchClocks;
+  GemmTile best;
+  for (const HeldShape& shape : kShapes) {
+    const double clocks = HeldGemmClocks(shape, device, rows, n, k, groups);
+    if (clocks >= least) continue;
+    least = clocks;
+    best = {.path = KernelPath::kSm90, .rows = 64, .cols = shape.cols};
+  }
+  return best;
 }
 
 bool HasFusedAddNorm(const DeviceFacts& device, int d) {

@@ -56,6 +56,10 @@ struct AttentionTiling {
 // y [rows, n] = activation(x [rows, k] W' + b); `activation`: there is one.
 GemmTile ChooseGemmTile(const DeviceFacts& device, int64_t rows, int n, int k, bool activation);
 
+// The tile of products y_g [rows, n] = x_g [rows, k] W_g' side by side, in one launch that keeps W
+// on chip (LaunchGemmHeldSm90). rows == 0: one after the other they are faster, or do not fit.
+GemmTile ChooseHeldGemmTile(const DeviceFacts& device, int64_t rows, int n, int k, int groups);
+
 // Whether x = LayerNorm(x + y W' + b) over d columns has a kernel of its own, for any number of
 // rows; else it is a product and a pass over the sum.
 bool HasFusedAddNorm(const DeviceFacts& device, int d);
