@@ -25,8 +25,9 @@ constexpr DeviceFacts kSlice = {.num_sms = 16,
 const std::set<std::tuple<int, int, int, int>> kSm80Gemm = {
     {128, 128, 64, 3}, {128, 128, 32, 4}, {64, 64, 64, 4}, {32, 64, 128, 3}};
 const std::set<std::pair<int, int>> kSm90Gemm = {{64, 48},   {64, 128},  {64, 192},
-                                                 {128, 96},  {128, 128}, {128, 192},
-                                                 {128, 240}, {192, 192}, {192, 240}};
+                                                 {128, 96},  {128, 104}, {128, 128},
+                                                 {128, 192}, {128, 200}, {128, 240},
+                                                 {192, 192}, {192, 240}};
 const std::set<std::pair<int, int>> kSm90GemmWithActivation = {{64, 48}, {128, 128}};
 
 TEST(TilePolicyTest, EveryGemmTileIsOneThatItsKernelTakes) {
@@ -67,6 +68,37 @@ TEST(TilePolicyTest, TakesTheMeasuredBestGemmTiles) {
   EXPECT_EQ(tile(128, 1440, 768), std::pair(64, 48));
   EXPECT_EQ(tile(4096, 2304, 768), std::pair(128, 192));
   EXPECT_EQ(tile(4096, 240, 768), std::pair(64, 128));
+  EXPECT_EQ(tile(4096, 792, 768), std::pair(128, 200));
+  EXPECT_EQ(tile(4096, 390, 768), std::pair(128, 104));
+}
+
+TEST(TilePolicyTest, HoldsWeightsOnlyWhereTheirKernelCan) {
+  for (const int64_t rows : {1, 128, 4096, 100000}) {
+    for (const int n : {40, 128, 500, 768, 1024, 2304}) {
+      for (const int k : {1, 260, 400, 401, 608, 609}) {
+        for (const int groups : {1, 2, 3, 4}) {
+          EXPECT_EQ(ChooseHeldGemmTile(kA100, rows, n, k, groups).rows, 0);
+          const GemmTile tile = ChooseHeldGemmTile(kH100, rows, n, k, groups);
+          if (tile.rows == 0) continue;
+          EXPECT_EQ(tile.path, KernelPath::kSm90);
+          EXPECT_EQ(tile.rows, 64);
+          EXPECT_TRUE((tile.cols == 192 && k <= 400) || (tile.cols == 128 && k <= 608)) << k;
+          EXPECT_TRUE(groups == 1 || n % tile.cols == 0) << n;
+          EXPECT_LE(groups, 3);
+        }
+      }
+    }
+  }
+  EXPECT_EQ(ChooseHeldGemmTile(kH100, 0, 768, 260, 3).rows, 0);
+}
+
+// As measured on an H200: Q, K and V of factor pairs always, one product of many rows.
+TEST(TilePolicyTest, HoldsWeightsOfGroupsAndOfManyRows) {
+  for (const int64_t rows : {1, 128, 1024, 4096, 16384}) {
+    EXPECT_GT(ChooseHeldGemmTile(kH100, rows, 768, 260, 3).rows, 0) << rows;
+  }
+  EXPECT_EQ(ChooseHeldGemmTile(kH100, 1024, 2304, 390, 1).rows, 0);
+  EXPECT_EQ(ChooseHeldGemmTile(kH100, 4096, 2304, 390, 1).cols, 192);
 }
 
 TEST(TilePolicyTest, AddNormTilesCoverTheWholeRow) {
