@@ -29,6 +29,13 @@ absl::Status Backend::CopyToHost(const Staging&, size_t, size_t, Stream&) const 
   return absl::OkStatus();
 }
 
+absl::Status Backend::AttentionAddNorm(const AttentionArgs& attention,
+                                       const ProjectAddNormArgs& output, Scratch scratch,
+                                       Stream& stream) const {
+  FSVD_RETURN_IF_ERROR(Attention(attention, scratch, stream));
+  return ProjectAddNorm(output, scratch, stream);
+}
+
 absl::StatusOr<std::unique_ptr<Graph>> Backend::Record(Stream&,
                                                        const std::function<absl::Status()>&) const {
   return absl::UnimplementedError("this device has no graphs");

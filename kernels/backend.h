@@ -255,6 +255,11 @@ class Backend {
                                  Stream& stream) const = 0;
   virtual absl::Status ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch,
                                       Stream& stream) const = 0;
+  // Both, one after the other: output.y is the attention's context, whose content is not defined
+  // afterwards. Needs the larger of their scratches. A backend may do it in one pass.
+  virtual absl::Status AttentionAddNorm(const AttentionArgs& attention,
+                                        const ProjectAddNormArgs& output, Scratch scratch,
+                                        Stream& stream) const;
   virtual absl::Status FeedForward(const FeedForwardArgs& args, Scratch scratch,
                                    Stream& stream) const = 0;
   virtual absl::Status Pool(const PoolArgs& args, Stream& stream) const = 0;

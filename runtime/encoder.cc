@@ -317,24 +317,23 @@ absl::Status Encoder::Attention(const Layer& layer, const Rows& x, const Activat
                             .y = ColumnSlice(qkv, p.column, p.linear->out(), element)},
                            scratch, stream));
     }
-    FSVD_RETURN_IF_ERROR(
-        backend_.Attention({.qkv = qkv,
-                            .context = context,
-                            .cu_seqlens = batch.cu_seqlens + chunk.first_sequence,
-                            .host_cu_seqlens = batch.host_cu_seqlens + chunk.first_sequence,
-                            .schedule = chunk.schedule,
-                            .num_sequences = chunk.num_sequences,
-                            .max_seqlen = batch.max_seqlen,
-                            .num_heads = config_.heads,
-                            .d_qk = layer.d_qk,
-                            .d_v = layer.d_v,
-                            .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim()))},
-                           scratch, stream));
-    FSVD_RETURN_IF_ERROR(backend_.ProjectAddNorm({.linear = layer.output.get(),
-                                                  .y = context,
-                                                  .x = x_chunk,
-                                                  .norm = layer.attention_norm.params()},
-                                                 scratch, stream));
+    FSVD_RETURN_IF_ERROR(backend_.AttentionAddNorm(
+        {.qkv = qkv,
+         .context = context,
+         .cu_seqlens = batch.cu_seqlens + chunk.first_sequence,
+         .host_cu_seqlens = batch.host_cu_seqlens + chunk.first_sequence,
+         .schedule = chunk.schedule,
+         .num_sequences = chunk.num_sequences,
+         .max_seqlen = batch.max_seqlen,
+         .num_heads = config_.heads,
+         .d_qk = layer.d_qk,
+         .d_v = layer.d_v,
+         .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim()))},
+        {.linear = layer.output.get(),
+         .y = context,
+         .x = x_chunk,
+         .norm = layer.attention_norm.params()},
+        scratch, stream));
   }
   return absl::OkStatus();
 }

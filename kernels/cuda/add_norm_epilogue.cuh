@@ -7,10 +7,10 @@
 
 namespace flashsvd {
 
-// What gemm_add_norm_sm90.cu does to a product in the accumulators of a warpgroup, [64, kN] of a
-// row tile whose d columns are spread over a cluster: add the residual, take the moments of whole
-// rows, normalise. `Loop` is the GemmMainloop of the product; wgmma.cuh says which thread holds
-// what.
+// What gemm_add_norm_sm90.cu and gemm_pair_add_norm_sm90.cu do to a product in the accumulators of
+// a warpgroup, [64, kN] of a row tile whose d columns are spread over a cluster: add the residual,
+// take the moments of whole rows, normalise. `Loop` is the GemmMainloop of the product, or has its
+// kN, kRows and kCols; wgmma.cuh says which thread holds what.
 
 // Columns of one partial statistic that crosses the cluster. Units of 64 are merged in pairs before
 // anything else is done with them, by the sender or the receiver.
@@ -73,6 +73,21 @@ class WarpRows {
           *reinterpret_cast<uint4*>(x + 64 * box) =
               *reinterpret_cast<const uint4*>(from + box * kBoxBytes);
         }
+      }
+      x += 4 * stride;
+    }
+  }
+
+  // The same of columns 64 i to 64 i + 63 alone.
+  __device__ __forceinline__ void StoreBox(int i, T* x, int64_t stride, int rows) const {
+    const int lane = threadIdx.x % 32;
+    x += lane / 8 * stride + lane % 8 * 8 + 64 * i;
+#pragma unroll
+    for (int first = 0; first < 16; first += 4) {
+      const int row = lane / 8 + first;
+      if (row < rows) {
+        *reinterpret_cast<uint4*>(x) = *reinterpret_cast<const uint4*>(
+            shared_ + i * kBoxBytes + row * 128 + (lane % 8 ^ row % 8) * 16);
       }
       x += 4 * stride;
     }
@@ -217,29 +232,50 @@ __device__ __forceinline__ void PairMoments(Moments (&rows)[2], const Moments* s
   for (int i = 0; i < 2; ++i) rows[i].squares = QuadSum(squares[i]);
 }
 
-// Writes (acc * scale + shift) * gamma + beta to `x`; scale and shift of this thread's two rows.
+// The rows' moments as what Normalize takes.
+__device__ __forceinline__ void ScaleAndShift(const Moments (&rows)[2], float inverse_d,
+                                              float epsilon, float (&scale)[2], float (&shift)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    scale[i] = rsqrtf(rows[i].squares * inverse_d + epsilon);
+    shift[i] = -rows[i].mean * scale[i];
+  }
+}
+
+// Writes (acc * scale + shift) * gamma + beta to `x`, columns 16 p to 16 p + 15; scale and shift of
+// this thread's two rows.
 template <class T, int kN>
-__device__ __forceinline__ void Normalize(const float (&acc)[kN / 2], const float (&scale)[2],
-                                          const float (&shift)[2], const float* gamma,
-                                          const float* beta, const WarpRows<T, kN>& x) {
+__device__ __forceinline__ void NormalizeUnit(int p, const float (&acc)[kN / 2],
+                                              const float (&scale)[2], const float (&shift)[2],
+                                              const float* gamma, const float* beta,
+                                              const WarpRows<T, kN>& x) {
   gamma += 2 * (threadIdx.x % 4);
   beta += 2 * (threadIdx.x % 4);
+  uint32_t r[4];
 #pragma unroll
-  for (int p = 0; p < kN / 16; ++p) {
-    uint32_t r[4];
+  for (int j = 0; j < 2; ++j) {
+    const auto g = *reinterpret_cast<const float2*>(gamma + 16 * p + 8 * j);
+    const auto b = *reinterpret_cast<const float2*>(beta + 16 * p + 8 * j);
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const auto g = *reinterpret_cast<const float2*>(gamma + 16 * p + 8 * j);
-      const auto b = *reinterpret_cast<const float2*>(beta + 16 * p + 8 * j);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float* a = acc + 8 * p + 4 * j + 2 * i;
-        r[2 * j + i] = Pack2<T>(fmaf(fmaf(a[0], scale[i], shift[i]), g.x, b.x),
-                                fmaf(fmaf(a[1], scale[i], shift[i]), g.y, b.y));
-      }
+    for (int i = 0; i < 2; ++i) {
+      const float* a = acc + 8 * p + 4 * j + 2 * i;
+      r[2 * j + i] = Pack2<T>(fmaf(fmaf(a[0], scale[i], shift[i]), g.x, b.x),
+                              fmaf(fmaf(a[1], scale[i], shift[i]), g.y, b.y));
     }
-    x.Write(p, r);
   }
+  x.Write(p, r);
+}
+
+// Asks for the bias, gamma and beta of a block's columns, [3][kCols] in shared memory; by one
+// thread. `args`: has the three, bias null for zero.
+template <class Loop, class Args>
+__device__ __forceinline__ void LoadParams(const Args& args, float* params, int first_col,
+                                           uint64_t* barrier) {
+  constexpr int kBytes = Loop::kCols * 4;
+  BarrierExpect(barrier, (args.bias == nullptr ? 2 : 3) * kBytes);
+  if (args.bias != nullptr) CopyBytes(params, args.bias + first_col, kBytes, barrier);
+  CopyBytes(params + Loop::kCols, args.gamma + first_col, kBytes, barrier);
+  CopyBytes(params + 2 * Loop::kCols, args.beta + first_col, kBytes, barrier);
 }
 
 }  // namespace flashsvd

@@ -58,6 +58,8 @@ class CudaBackend : public Backend {
   absl::Status Attention(const AttentionArgs& args, Scratch scratch, Stream& stream) const override;
   absl::Status ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch,
                               Stream& stream) const override;
+  absl::Status AttentionAddNorm(const AttentionArgs& attention, const ProjectAddNormArgs& output,
+                                Scratch scratch, Stream& stream) const override;
   absl::Status FeedForward(const FeedForwardArgs& args, Scratch scratch,
                            Stream& stream) const override;
   absl::Status Pool(const PoolArgs& args, Stream& stream) const override;

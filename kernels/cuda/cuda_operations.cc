@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <string>
 
 #include "kernels/arena.h"
@@ -139,6 +140,12 @@ class Launcher {
 
   absl::Status ProjectAddNorm(const CudaLinear& linear, const Rows& y, const Rows& x,
                               const LayerNormParams& norm, ScratchMatrices& scratch) const {
+    if (linear.rank() > 0 && PairsAddNorm(facts_, x.rows, linear.out(), linear.rank())) {
+      const cudaError_t error = LaunchGemmPairAddNormSm90(
+          {y, linear.first(), linear.last(), linear.bias(), x, norm}, dtype_, stream_.ForNext());
+      stream_.last_write().Set(x);
+      return Check(error, "factor pair with norm", Shape(x.rows, linear.in(), linear.out()));
+    }
     Rows in = y;
     if (linear.rank() > 0) {
       in = scratch.Take(y.rows, linear.rank());
@@ -159,6 +166,7 @@ class Launcher {
                                 .bias = up.bias(),
                                 .a2 = down.first(),
                                 .activation = args.activation};
+    params.first_pending_row = stream_.last_write().SettledRows(args.x);
     if (tile.add_norm) {
       params.b2 = down.last();
       params.b2_bias = down.bias();
@@ -215,8 +223,9 @@ size_t CudaBackend::ScratchBytes(const ProjectArgs& args) const {
 size_t CudaBackend::ScratchBytes(const AttentionArgs&) const { return 0; }
 
 size_t CudaBackend::ScratchBytes(const ProjectAddNormArgs& args) const {
-  return MiddleBytes(*args.linear, args.x.rows) +
-         AddNormBytes(facts_, Cuda(args.linear), args.x.rows);
+  const CudaLinear& linear = Cuda(args.linear);
+  const int64_t middle = AddNormMiddleRows(facts_, args.x.rows, linear.out(), linear.rank());
+  return MiddleBytes(linear, middle) + AddNormBytes(facts_, linear, args.x.rows);
 }
 
 size_t CudaBackend::ScratchBytes(const FeedForwardArgs& args) const {
@@ -271,25 +280,57 @@ absl::Status CudaBackend::Project(const ProjectArgs& args, Scratch scratch, Stre
       .Project(Cuda(args.linear), args.x, args.activation, args.y, matrices);
 }
 
+namespace {
+
+std::string AttentionShape(const AttentionArgs& args) {
+  return std::to_string(args.qkv.rows) + " tokens, " + std::to_string(args.num_heads) +
+         " heads, d_qk " + std::to_string(args.d_qk) + ", d_v " + std::to_string(args.d_v);
+}
+
+AttentionParams ParamsOf(const AttentionArgs& args, int tile_rows) {
+  return {args.qkv,       args.context,
+          args.schedule,  MaxTiles(tile_rows, args.qkv.rows, args.num_sequences),
+          args.num_heads, args.d_qk,
+          args.d_v,       args.scale};
+}
+
+}  // namespace
+
 absl::Status CudaBackend::Attention(const AttentionArgs& args, Scratch, Stream& stream) const {
   CheckArgs(args);
   FSVD_CHECK(args.d_qk % 8 == 0 && args.d_v % 8 == 0, "d_qk %d, d_v %d: not multiples of 8",
              args.d_qk, args.d_v);
   if (args.qkv.rows == 0 || args.num_sequences == 0) return absl::OkStatus();
   FSVD_RETURN_IF_ERROR(UseDevice());
-  const int num_tokens = static_cast<int>(args.qkv.rows);
-  const AttentionTiling tile = ChooseAttentionTiling(facts_, num_tokens, args.d_qk, args.d_v);
-  const AttentionParams params = {
-      args.qkv,       args.context,
-      args.schedule,  MaxTiles(tile.rows, num_tokens, args.num_sequences),
-      args.num_heads, args.d_qk,
-      args.d_v,       args.scale};
+  const AttentionTiling tile =
+      ChooseAttentionTiling(facts_, static_cast<int>(args.qkv.rows), args.d_qk, args.d_v);
+  const AttentionParams params = ParamsOf(args, tile.rows);
   const cudaError_t error = tile.path == KernelPath::kSm90
                                 ? LaunchAttentionSm90(params, dtype_, tile, StreamOf(stream))
                                 : LaunchAttentionSm80(params, dtype_, tile, StreamOf(stream));
-  return CudaStatus(error, name_ + ": attention of " + std::to_string(num_tokens) + " tokens, " +
-                               std::to_string(args.num_heads) + " heads, d_qk " +
-                               std::to_string(args.d_qk) + ", d_v " + std::to_string(args.d_v));
+  return CudaStatus(error, name_ + ": attention of " + AttentionShape(args));
+}
+
+absl::Status CudaBackend::AttentionAddNorm(const AttentionArgs& attention,
+                                           const ProjectAddNormArgs& output, Scratch scratch,
+                                           Stream& stream) const {
+  const CudaLinear& linear = Cuda(output.linear);
+  const std::span cu_seqlens(attention.host_cu_seqlens, attention.num_sequences + 1);
+  if (linear.rank() > 0 ||
+      !FusesAttentionNorm(facts_, cu_seqlens, attention.num_heads, attention.d_qk, attention.d_v,
+                          static_cast<int>(output.x.cols))) {
+    return Backend::AttentionAddNorm(attention, output, scratch, stream);
+  }
+  CheckArgs(attention);
+  CheckArgs(output);
+  FSVD_RETURN_IF_ERROR(UseDevice());
+  const int tile_rows = AttentionTileRows(static_cast<int>(attention.qkv.rows));
+  const cudaError_t error =
+      LaunchAttentionNormSm90({ParamsOf(attention, tile_rows),
+                               {output.y, linear.last(), linear.bias(), output.x, output.norm}},
+                              dtype_, StreamOf(stream));
+  CudaStreamOf(stream).last_write().Set(output.x);
+  return CudaStatus(error, name_ + ": attention with norm of " + AttentionShape(attention));
 }
 
 absl::Status CudaBackend::ProjectAddNorm(const ProjectAddNormArgs& args, Scratch scratch,

@@ -33,7 +33,7 @@ struct Shapes<128> {
 template <>
 struct Shapes<192> {
   using Rows128 = FeedForwardShape<192, 96, 6, true>;
-  using Rows128Norm = Rows128;
+  using Rows128Norm = FeedForwardShape<192, 96, 4, true>;
   using Rows64 = FeedForwardShape<192, 96, 0, false>;
 };
 template <>
@@ -45,7 +45,7 @@ struct Shapes<240> {
 template <>
 struct Shapes<256> {
   using Rows128 = FeedForwardShape<256, 64, 6, true>;
-  using Rows128Norm = Rows128;
+  using Rows128Norm = FeedForwardShape<256, 64, 4, true>;
   using Rows64 = FeedForwardShape<256, 64, 0, false>;
 };
 template <>

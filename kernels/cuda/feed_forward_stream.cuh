@@ -27,23 +27,23 @@ struct StreamStorage {
   // P as far as it is not in registers, of both warpgroups. Before that, x: kXSlots blocks of 64
   // rows and 64 columns, the warpgroups' in turn. In the end the result on its way out, or the
   // tail's first sums.
-  static constexpr int kLeastBlocks = kTail ? std::max(2, TailShape<Shape>::kKeptBlocks) : 2;
+  static constexpr int kLeastBlocks = kTail ? TailShape<Shape>::kLeastBlocks : 2;
   static constexpr int kRowBytes = std::max((Shape::kRankSteps - Shape::kRegisterSteps) * 2048,
                                             kLeastBlocks* Shape::kBlockBytes);
+  static constexpr int kRowBlocks = kRowBytes / Shape::kBlockBytes;
   static constexpr int kXSlots = 2 * kRowBytes / Shape::kBlockBytes;
-  static constexpr int kFixed =
-      2 * kRowBytes + kBiasTiles * Shape::kHidden * 4 +
-      (kTail ? 1024 + static_cast<int>(sizeof(TailStorage<T, Shape>)) : 640);
+  static constexpr int kFixed = 2 * kRowBytes + static_cast<int>(sizeof(BiasOperand<T, Shape>)) +
+                                (kTail ? 512 + static_cast<int>(sizeof(TailStorage<Shape>)) : 512) +
+                                1023;
   static constexpr int kSlots =
       std::min(kTail ? 24 : 14, (kFeedForwardShared - kFixed) / Shape::kSlotBytes);
 
   alignas(1024) uint8_t rows[2][kRowBytes];
   uint8_t slots[kSlots][Shape::kSlotBytes];
-  float bias[kBiasTiles][Shape::kHidden];
+  BiasOperand<T, Shape> bias;
   RingBarriers<kSlots> weights;
   RingBarriers<kXSlots> x;
-  RingBarriers<kBiasTiles> bias_barriers;
-  std::conditional_t<kTail, TailStorage<T, Shape>, NoTail> tail;
+  std::conditional_t<kTail, TailStorage<Shape>, NoTail> tail;
 };
 
 template <class T, class Shape, class Storage>
@@ -109,31 +109,29 @@ struct StreamConsumer {
   }
 };
 
-// Tail: NormTail or NoTail. Without one `out` is s, else x.
+// Tail: NormTail or NoTail. Without one `out` is s, else x. Rows before first_pending_row may be
+// read while the predecessor runs.
 template <class T, class Shape, class Tail>
 __global__ void __launch_bounds__(kFeedForwardThreads, 1)
     FeedForwardStreamKernel(const __grid_constant__ FeedForwardMaps maps, const float* bias,
                             int hidden, int x_chunks, int num_tiles, Rows out,
-                            Activation activation, const __grid_constant__ Tail tail) {
+                            int first_pending_row, Activation activation,
+                            const __grid_constant__ Tail tail) {
   extern __shared__ __align__(1024) uint8_t shared[];
   constexpr bool kTail = std::is_same_v<Tail, NormTail>;
   using Storage = StreamStorage<T, Shape, kTail>;
   auto& storage = *reinterpret_cast<Storage*>(shared);
-  const WeightRing<Shape, Storage::kSlots> ring{storage.slots, storage.bias, &storage.weights,
-                                                &storage.bias_barriers};
+  const WeightRing<Shape, Storage::kSlots> ring{storage.slots, nullptr, &storage.weights, nullptr};
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warp == 0 && ElectOne()) {
     storage.weights.Init(8);
     storage.x.Init(4);
-    storage.bias_barriers.Init(8);
+    storage.bias.barriers.Init(8);
     if constexpr (kTail) storage.tail.InitBarriers();
     BarrierInitFence();
   }
-  if constexpr (kTail) {
-    if (warp < 8) storage.tail.InitIdentity();
-  }
+  if (warp == 1) storage.bias.Init();
   __syncthreads();
-
   if (warp >= 8) {
     ShrinkRegisters<24>();
     const TileRange tiles{0, 1, num_tiles};
@@ -154,15 +152,17 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
       }
     } else if (warp == 10) {
       RingPosition<kBiasTiles> at;
-      for (int tile = 0; tile < num_tiles; ++tile) BringBias(ring, bias, hidden, tiles, tile, at);
+      for (int tile = 0; tile < num_tiles; ++tile) {
+        storage.bias.Bring(bias, tile * Shape::kHidden, hidden, at);
+      }
       if constexpr (kTail) {
-        const TileRange all{0, 1, tail.plan.tiles};
-        for (int tile = 0; tile < all.count; ++tile) {
-          BringBias(ring, tail.bias, tail.plan.d, all, tile, at);
+        for (int tile = 0; tile < tail.plan.tiles; ++tile) {
+          storage.bias.Bring(tail.bias, tile * Shape::kHidden, tail.plan.d, at);
         }
       }
     } else if (warp == 9 && ElectOne()) {
-      WaitForPredecessor();
+      const bool pending = blockIdx.x * 128 + 128 > first_pending_row;
+      if (pending) WaitForPredecessor();
       RingPosition<Storage::kXSlots> at;
       for (int i = 0; i < 2 * x_chunks; ++i) {
         storage.x.WaitEmpty(at);
@@ -171,6 +171,7 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
                  blockIdx.x * 128 + i % 2 * 64, &storage.x.full[at.slot]);
         at.Next();
       }
+      if (!pending) WaitForPredecessor();
       AllowSuccessor();
     }
   } else {
@@ -181,7 +182,6 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
       while (tiles.done.slot < tail.skipped) storage.weights.Release(tiles.done);
       tiles.at = tiles.done;
     }
-    WaitForPredecessor();
     StreamConsumer<T, Shape, Storage> consumer{storage, tiles};
     RankAccumulator<Shape> s;
     uint32_t p[Shape::kRegisterSteps > 0 ? Shape::kRegisterSteps * 4 : 1];
@@ -189,7 +189,8 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
     consumer.First(s, x_chunks);
     consumer.KeepP(s, p);
     ZeroAccumulator<Shape>(s);
-    tiles.template Stream<Turn>(s, consumer.OwnRows(), p, num_tiles, activation);
+    tiles.template Stream<Turn>(s, consumer.OwnRows(), p, num_tiles, activation, &storage.bias);
+    WaitForPredecessor();  // which may read, or write, what is written here
     if constexpr (kTail) {
       uint32_t a[Shape::kRank / 4];
 #pragma unroll
@@ -197,8 +198,8 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
       // Anew, not in a register through the stream, which has none to spare.
       const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
       const int row = blockIdx.x * 128 + group * 64;
-      TailConsumer<T, Shape, Storage>{storage, ring, tail, &maps.x, group, row}.Run(a, num_tiles,
-                                                                                    out);
+      TailConsumer<T, Shape, Storage>{storage, ring, tail, &maps.x, out, num_tiles, group, row}.Run(
+          a);
     } else {
       const int row = blockIdx.x * 128 + warpgroup * 64;
       if (row >= out.rows) return;
@@ -222,6 +223,7 @@ cudaError_t LaunchStreamKernel(const FeedForwardParams& params, const Tail& tail
                        .shared_bytes = sizeof(StreamStorage<T, Shape, kTail>)},
                       stream, maps, params.bias, params.b1.n, CeilDiv(params.a1.k, 64),
                       CeilDiv(params.b1.n, Shape::kHidden), kTail ? params.x : params.s,
+                      static_cast<int>(std::min<int64_t>(params.first_pending_row, rows)),
                       params.activation, tail);
 }
 
@@ -239,7 +241,7 @@ cudaError_t LaunchFeedForwardStreamNorm(const FeedForwardParams& params, cudaStr
   static_assert(sizeof(Storage) <= kFeedForwardShared);
   NormTail tail = {.bias = params.b2_bias, .norm = params.norm};
   if (params.x.cols != params.b2.n || params.b2.k > Shape::kRank ||
-      !TailShape<Shape>::Plan(params.b2.n, kSlots, &tail.plan)) {
+      !TailShape<Shape>::Plan(params.b2.n, kSlots, Storage::kRowBlocks, &tail.plan)) {
     return cudaErrorInvalidValue;
   }
   const int chunks = CeilDiv(params.a1.k, 64) * (64 / Shape::kDepth) +

@@ -15,20 +15,18 @@
 //
 // s stays in registers, in T, as A operand. The columns of x come in tiles as F did: a tile's
 // chunks of B2 are as large as those of B1 and follow the stream's through the same ring of slots.
-// The residual is added as a product with the identity. A warpgroup takes its rows' moments from a
-// tile's sums in float32 and keeps the sums, rounded to T, until the moments are complete.
+// A tile's accumulator starts as bias + x; there are two, so that a warpgroup takes the moments of
+// one tile while the tensor cores work on its next.
 //
-// Sums are kept in blocks of 64 columns, where the products need shared memory no longer:
-//   the first in that of P,
-//   the others in the ring's slots, from the first slot on, as chunks have been used; those that
-//   still come go round in fewer and fewer slots (Laps).
-// The residual is copied to where its sum will be. There is not enough room for d = 768: the sums
-// of the first tiles, kKept of them, stay in registers, and their residual passes through the
-// places of the tiles that follow them.
+// Sums are kept, rounded to T, until the rows' moments are complete: in blocks of 64 columns where
+// the products need shared memory no longer, first in that of P, then in the ring's slots, from the
+// first slot on, as chunks have been used; those that still come go round in fewer and fewer slots
+// (Laps). The last two tiles stay in the accumulators. Where that is not room enough, the first
+// tiles stay in registers too.
+// The residual of a tile whose sums will be in shared memory is copied to their place ahead of
+// them; that of the others is loaded by the threads that need it.
 //
-// The tail is short of instructions, not of products: its code runs through once a tile and is
-// larger than the first instruction caches. And the ends of all blocks coincide, so that the result
-// is written at the rate at which a multiprocessor can write, with nothing else to do.
+// A warp keeps, normalises and writes its own 16 rows, without a barrier.
 
 namespace flashsvd {
 
@@ -51,35 +49,40 @@ template <class T, class Shape, class Storage>
 struct TailConsumer {
   using Tail = TailShape<Shape>;
   using Ring = ShrinkingRing<Storage::kSlots>;
+  using Position = typename Ring::Position;
+  using Tile = float[Tail::kCols / 2];
+  // Tiles that stay in registers, rounded: the first ones, and the last but one.
+  static constexpr int kKept = Tail::kKept + 1;
   Storage& storage;
   const WeightRing<Shape, Storage::kSlots>& weights;
   const NormTail& tail;
   const CUtensorMap* x_map;
+  const Rows& x;
+  const int bias_tile;  // the number of the first tile's buffer of bias
   const int warpgroup;
   const int row;  // the warpgroup's first
 
-  // Brings blocks of the residual to places of P; by the whole warpgroup, when it is done with P or
-  // with the blocks that were there.
-  __device__ __forceinline__ void RefillRows(int first, int last, int first_place) {
+  // Brings the residual of the sums that replace P; by the whole warpgroup, when it is done with P.
+  __device__ __forceinline__ void BringRows() {
     NamedBarrierSync(4 + warpgroup, 128);
     if (threadIdx.x % 128 != 0) return;
-    for (int i = first; i < min(last, tail.plan.d / 64); ++i) {
-      BringResidual<Shape>(storage, x_map, warpgroup, row, i, first_place + i - first);
+    const int shared = (tail.plan.first_held - tail.plan.first_shared) * Tail::kCols;
+    for (int i = 0; i < Storage::kRowBlocks && i * 64 < shared; ++i) {
+      BringResidual<Shape>(storage, tail.plan, x_map, warpgroup, row, i);
     }
   }
 
-  // Where StoreMatrix4 puts the warp's rows of a tile, as offsets into the storage.
-  // A tile of 96 columns begins or ends in the middle of a block.
+  // Where ldmatrix and stmatrix find the warp's rows of the sums that begin at column `col` of
+  // those in shared memory. A tile of 96 columns begins or ends in the middle of a block.
   struct Units {
     uint8_t* base;
     uint32_t first;  // block, with this lane's row and its place in columns 0 to 15
     uint32_t second;
     uint32_t middle;
-    __device__ __forceinline__ Units(const TailConsumer& tail, int tile) {
+    __device__ __forceinline__ Units(const TailConsumer& tail, int col) {
       const uint32_t lane = threadIdx.x % 32;
       const uint32_t own =
           (threadIdx.x % 128 / 32 * 16 + lane % 16) * 128 + (lane / 16 ^ lane % 8) * 16;
-      const uint32_t col = Place(tile);
       base = reinterpret_cast<uint8_t*>(&tail.storage);
       first = Offset(tail, col / 64) + own;
       second = Offset(tail, col / 64 + 1) + own;
@@ -97,140 +100,178 @@ struct TailConsumer {
     }
   };
 
-  // Where a tile's sums begin, as a column.
-  __device__ __forceinline__ static int Place(int tile) {
-    return (tile < Tail::kKept ? tile : tile - Tail::kKept) * Tail::kCols;
+  __device__ __forceinline__ bool InShared(int tile) const {
+    return tile >= tail.plan.first_shared && tile < tail.plan.first_held;
   }
-  __device__ __forceinline__ void WaitResidual(int tile) {
+  // Where the sums of a tile in shared memory begin, as a column.
+  __device__ __forceinline__ int Place(int tile) const {
+    return (tile - tail.plan.first_shared) * Tail::kCols;
+  }
+
+  // The residual of a tile, from where it was copied to.
+  __device__ __forceinline__ void FetchResidual(uint32_t (&words)[Tail::kWords], int tile) const {
     // A tile has columns in at most two blocks.
-    const int first = tile * Tail::kCols / 64;
-    const int last = min((tile * Tail::kCols + Tail::kCols - 1) / 64, tail.plan.d / 64 - 1);
-    BarrierWait(&storage.tail.residual[warpgroup][first], 0);
-    BarrierWait(&storage.tail.residual[warpgroup][last], 0);
-  }
-  // Issues h += x as a product with the identity, which is exact: the tensor cores have time,
-  // instructions are what the tail is short of.
-  __device__ __forceinline__ void IssueResidual(float (&h)[Tail::kCols / 2], int tile, int units) {
-    const uint64_t identity =
-        CoreMatrixDescriptor(storage.tail.identity, TailStorage<T, Shape>::kIdentityRows * 16, 128);
-    const int place = Place(tile) / 16;
-    WgmmaFence();
+    const int place = Place(tile);
+    BarrierWait(&storage.tail.residual[warpgroup][place / 64], 0);
+    BarrierWait(&storage.tail.residual[warpgroup][(place + Tail::kCols - 1) / 64], 0);
+    const Units units(*this, place);
 #pragma unroll
-    for (int p = 0; p < Tail::kCols / 16; ++p) {
-      // Past d, where there may be NaN, other columns that are past d get a residual they have not.
-      const int unit = place + min(p, units - 1);
-      const uint64_t a = Swizzle128Descriptor(SumBlock<Shape>(storage, warpgroup, unit / 4));
-      Wgmma<T, Tail::kCols>::Shared(h, Advance(a, unit % 4 * 32),
-                                    Advance(identity, (Tail::kCols - 16 - 16 * p) * 16));
+    for (int p = 0; p < Tail::kUnits; ++p) {
+      LoadMatrix4(*reinterpret_cast<uint32_t(*)[4]>(words + 4 * p), units.At(p));
+    }
+  }
+  // The same from x.
+  __device__ __forceinline__ void LoadResidual(uint32_t (&words)[Tail::kWords], int tile) const {
+    const int lane = threadIdx.x % 32;
+    const int first = row + threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const int last = static_cast<int>(x.rows) - 1;
+    const int col = tile * Tail::kCols;
+    const T* from[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      from[i] =
+          static_cast<const T*>(x.data) + min(first + 8 * i, last) * x.stride + col + lane % 4 * 2;
+    }
+#pragma unroll
+    for (int j = 0; j < Tail::kCols / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        words[2 * j + i] =
+            col + 8 * j < tail.plan.d ? *reinterpret_cast<const uint32_t*>(from[i] + 8 * j) : 0;
+      }
+    }
+  }
+
+  // h = residual.
+  __device__ __forceinline__ void Start(Tile& h, const uint32_t (&residual)[Tail::kWords]) {
+#pragma unroll
+    for (int m = 0; m < Tail::kWords; ++m) {
+      const float2 r = Widen<T>(residual[m]);
+      h[2 * m] = r.x;
+      h[2 * m + 1] = r.y;
+    }
+    PinRegisters(h);
+  }
+
+  // Issues h += s times the chunk of B2 at `at`, as a group.
+  __device__ __forceinline__ void IssueChunk(Tile& h, const uint32_t* s, int chunk, Ring& ring,
+                                             Position& at) {
+    const uint64_t slots = CoreMatrixDescriptor(weights.slots, Tail::kCols * 16, 128);
+    ring.WaitFull(at);
+    WgmmaFence();
+    const uint64_t slot = Advance(slots, at.slot * Shape::kSlotBytes);
+#pragma unroll
+    for (int i = 0; i < Shape::kUpSteps; ++i) {
+      const int step = chunk * Shape::kUpSteps + i;
+      if (step < Shape::kRankSteps) {
+        Wgmma<T, Tail::kCols>::Registers(h, s + 4 * step, Advance(slot, i * Tail::kCols * 32));
+      }
     }
     WgmmaCommit();
+    at.Next();
   }
-  // Blocks that are in registers by now, and that no tile to come reads, make room for others.
-  __device__ __forceinline__ void Refill(int tile) {
-    const int first = tile * Tail::kCols / 64;
-    const int last = min((tile + 1) * Tail::kCols / 64, Tail::kKeptBlocks);
-    RefillRows(Tail::kKeptBlocks + first, Tail::kKeptBlocks + last, first);
-  }
-  // Adds this thread's values of its two rows. kWhole: all units of 16 columns exist, not just
-  // `units`.
-  template <bool kWhole>
-  __device__ __forceinline__ void AddMoments(ShiftedSums (&m)[2], const float (&h)[Tail::kCols / 2],
-                                             bool first, int units) {
-    const auto each = [&](const auto& visit) {
-#pragma unroll
-      for (int j = 0; j < Tail::kCols / 8; ++j) {
-        if (!kWhole && j / 2 >= units) break;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          visit(i, h[4 * j + 2 * i], h[4 * j + 2 * i + 1]);
-        }
-      }
-    };
-    if (first) {
-      float sum[2] = {};
-      each([&](int i, float a, float b) { sum[i] += a + b; });
-      const float share = 1.0f / static_cast<float>(4 * (kWhole ? Tail::kCols / 16 : units));
-      m[0].pivot = sum[0] * share;
-      m[1].pivot = sum[1] * share;
-    }
+
+  // Adds this thread's values of its two rows.
+  __device__ __forceinline__ static void AddMoments(ShiftedSums (&m)[2], const Tile& h) {
     float sums[2][2] = {}, squares[2][2] = {};
-    each([&](int i, float a, float b) {
-      a -= m[i].pivot;
-      b -= m[i].pivot;
-      sums[i][0] += a;
-      sums[i][1] += b;
-      squares[i][0] = fmaf(a, a, squares[i][0]);
-      squares[i][1] = fmaf(b, b, squares[i][1]);
-    });
+#pragma unroll
+    for (int j = 0; j < Tail::kCols / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float v = h[4 * j + i] - m[i / 2].pivot;
+        sums[i / 2][i % 2] += v;
+        squares[i / 2][i % 2] = fmaf(v, v, squares[i / 2][i % 2]);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       m[i].sum += sums[i][0] + sums[i][1];
       m[i].squares += squares[i][0] + squares[i][1];
     }
   }
-
-  __device__ __forceinline__ void Keep(const uint32_t* sums, int tile) {
-    const Units units(*this, tile);
-    const int cols = tail.plan.d - tile * Tail::kCols;
+  // Of a tile's units of 16 columns only `units` exist: the others are not to count.
+  __device__ __forceinline__ static void Mask(const ShiftedSums (&m)[2], Tile& h, int units) {
 #pragma unroll
-    for (int p = 0; p < Tail::kCols / 16; ++p) {
-      if (16 * p < cols) {
-        StoreMatrix4(units.At(p), sums[4 * p], sums[4 * p + 1], sums[4 * p + 2], sums[4 * p + 3]);
-      }
+    for (int j = 0; j < Tail::kCols / 8; ++j) {
+      if (j / 2 < units) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) h[4 * j + i] = m[i / 2].pivot;
     }
   }
 
-  // s: the A operand. The buffers of bias continue with number `bias_tile`.
-  __device__ __forceinline__ void Run(const uint32_t* s, int bias_tile, const Rows& out) {
-    const int d = tail.plan.d;
-    constexpr int kUnits = Tail::kCols / 16;
+  __device__ __forceinline__ static void Pack(uint32_t (&words)[Tail::kWords], const Tile& h) {
+#pragma unroll
+    for (int m = 0; m < Tail::kWords; ++m) words[m] = Pack2<T>(h[2 * m], h[2 * m + 1]);
+  }
+  // Sums to shared memory, from column `place` on.
+  __device__ __forceinline__ void Keep(const uint32_t (&sums)[Tail::kWords], int place) const {
+    const Units units(*this, place);
+#pragma unroll
+    for (int p = 0; p < Tail::kUnits; ++p) {
+      StoreMatrix4(units.At(p), sums[4 * p], sums[4 * p + 1], sums[4 * p + 2], sums[4 * p + 3]);
+    }
+  }
+
+  // s: the A operand.
+  __device__ __forceinline__ void Run(const uint32_t* s) {
+    const TailPlan& plan = tail.plan;
     Ring ring{storage.weights};
-    typename Ring::Position at(tail);
-    typename Ring::Position done = at;
-    const uint64_t slots = CoreMatrixDescriptor(weights.slots, Tail::kCols * 16, 128);
-    RefillRows(0, Tail::kKeptBlocks, 0);
-    uint32_t kept[Tail::kKept][Tail::kWords];
+    Position at(tail);
+    Position done = at;
+    uint32_t kept[kKept][Tail::kWords];
+    uint32_t words[Tail::kWords];  // of residual
     ShiftedSums moments[2];
+    Tile h;
+    BringRows();
+    // What does not come by itself is requested ahead.
+    const auto request = [&](int tile) {
+      if (tile < plan.tiles && !InShared(tile)) LoadResidual(words, tile);
+    };
+    const auto start = [&](int tile) {
+      if (InShared(tile)) FetchResidual(words, tile);
+      Start(h, words);
+    };
+    request(0);
+    start(0);
 #pragma unroll 1
-    for (int tile = 0; tile < tail.plan.tiles; ++tile) {
-      float h[Tail::kCols / 2];
-      const int units = min(kUnits, (d - tile * Tail::kCols) / 16);
-      StartTile(h, weights, bias_tile + tile);
-      WaitResidual(tile);
-      NamedBarrierSync(1 + warpgroup, 256);  // the turn, as Stream has left it
-      IssueUp<T, typename Tail::Product>(h, s, 0, slots, ring, at);
-      IssueResidual(h, tile, units);
-      NamedBarrierArrive(2 - warpgroup, 256);
-      ReleaseChunks<Shape::kUpChunks, 1>(ring, done);
-      WgmmaWait<0>();
+    for (int tile = 0; tile < plan.tiles; ++tile) {
+      storage.bias.template Issue<1>(h, bias_tile + tile);
+#pragma unroll
+      for (int chunk = 0; chunk < Shape::kUpChunks; ++chunk) IssueChunk(h, s, chunk, ring, at);
+      request(tile + 1);
+      ReleaseChunks<Shape::kUpChunks, 0>(ring, done);
+      storage.bias.Release(bias_tile + tile);
       PinRegisters(h);
-      if (tile < Tail::kKept) Refill(tile);
-      if (units == kUnits) {
-        AddMoments<true>(moments, h, tile == 0, units);
-      } else {
-        AddMoments<false>(moments, h, tile == 0, units);
+      if (tile == 0) {
+        moments[0].pivot = h[0];
+        moments[1].pivot = h[2];
       }
+      const int units = (plan.d - tile * Tail::kCols) / 16;
+      if (units < Tail::kUnits) Mask(moments, h, units);
+      AddMoments(moments, h);
+      if (tile == plan.tiles - 1) break;
       uint32_t sums[Tail::kWords];
+      Pack(sums, h);
+      if (InShared(tile)) {
+        Keep(sums, Place(tile));
+      } else {
+        const int number = tile < plan.first_shared ? tile : kKept - 1;
 #pragma unroll
-      for (int m = 0; m < Tail::kWords; ++m) sums[m] = Pack2<T>(h[2 * m], h[2 * m + 1]);
-      if (tile < Tail::kKept) {
-#pragma unroll
-        for (int k = 0; k < Tail::kKept; ++k) {
-          if (tile != k) continue;
+        for (int k = 0; k < kKept; ++k) {
+          if (number != k) continue;
 #pragma unroll
           for (int m = 0; m < Tail::kWords; ++m) kept[k][m] = sums[m];
         }
-      } else {
-        Keep(sums, tile);
       }
+      start(tile + 1);
     }
     ring.WaitFull(at);
-    Finish(moments, kept, reinterpret_cast<const float*>(storage.slots[at.slot]), out);
+    Finish(moments, kept, h, reinterpret_cast<const float*>(storage.slots[at.slot]));
   }
 
-  // What the normalisation of this thread's two rows is to multiply with and to add, to norms[0]
-  // and norms[8].
-  __device__ __forceinline__ void StoreNorms(const ShiftedSums (&moments)[2], float2* norms) const {
+  // What the normalisation of this thread's two rows is to multiply with, and then to add.
+  __device__ __forceinline__ void FindNorms(const ShiftedSums (&moments)[2],
+                                            float2 (&norms)[2]) const {
     const float d = static_cast<float>(tail.plan.d);
     const float inverse_d = 1.0f / d;
 #pragma unroll
@@ -243,53 +284,76 @@ struct TailConsumer {
       const float squares = QuadSum(fmaf(
           -shift, moments[i].sum, fmaf(difference * difference, 0.25f * d, moments[i].squares)));
       const float scale = rsqrtf(squares * inverse_d + tail.norm.epsilon);
-      if (threadIdx.x % 4 == 0) norms[8 * i] = {scale, -mean * scale};
+      norms[i] = {scale, -mean * scale};
     }
   }
 
   // Normalises the rows and writes them. norm: gamma, and behind it beta.
   __device__ __forceinline__ void Finish(const ShiftedSums (&moments)[2],
-                                         const uint32_t (&kept)[Tail::kKept][Tail::kWords],
-                                         const float* norm, const Rows& x) {
+                                         const uint32_t (&kept)[kKept][Tail::kWords],
+                                         const Tile& last, const float* norm) {
+    const TailPlan& plan = tail.plan;
+    float2 own[2];
+    FindNorms(moments, own);
+    // From here on a lane has 8 columns of every fourth row.
     const int lane = threadIdx.x % 32;
-    const int warp = threadIdx.x % 128 / 32;
-    StoreNorms(moments, storage.tail.norms[warpgroup] + warp * 16 + lane / 4);
-    NamedBarrierSync(4 + warpgroup, 128);
-    // A warp has one half of the rows of every second block.
-    const int first_row = warp % 2 * 32 + lane / 8;
-    float2 norms[8];
+    float2 norms[4];
 #pragma unroll
-    for (int r = 0; r < 8; ++r) norms[r] = storage.tail.norms[warpgroup][first_row + 4 * r];
-    const int first = row + first_row;
-    T* out = static_cast<T*>(x.data) + first * x.stride + lane % 8 * 8;
-    const auto normalize = [&](int block, int place) {
-      const uint8_t* in = SumBlock<Shape>(storage, warpgroup, place) + first_row * 128;
-      Affine affine;
-      affine.Load(norm + block * 64 + lane % 8 * 8, tail.plan.d);
-#pragma unroll
-      for (int r = 0; r < 8; ++r) {
-        const int swizzle = r % 2 * 4 + lane / 8;
-        uint4 words = *reinterpret_cast<const uint4*>(in + r * 512 + (lane % 8 ^ swizzle) * 16);
-        affine.Apply(words.x, norms[r], 0);
-        affine.Apply(words.y, norms[r], 2);
-        affine.Apply(words.z, norms[r], 4);
-        affine.Apply(words.w, norms[r], 6);
-        if (first + r * 4 < x.rows) {
-          *reinterpret_cast<uint4*>(out + r * 4 * x.stride + block * 64) = words;
-        }
-      }
-    };
-    const int blocks = tail.plan.d / 64;
-#pragma unroll 1
-    for (int i = Tail::kKeptBlocks + warp / 2; i < blocks; i += 2) {
-      normalize(i, i - Tail::kKeptBlocks);
+    for (int r = 0; r < 4; ++r) {
+      const int from = (r % 2 * 4 + lane / 8) * 4;
+      norms[r] = {__shfl_sync(0xffffffff, own[r / 2].x, from),
+                  __shfl_sync(0xffffffff, own[r / 2].y, from)};
     }
-    NamedBarrierSync(4 + warpgroup, 128);  // all that lay in shared memory is done with
+    __syncwarp();
+    const int shared = plan.first_shared * Tail::kCols;
+    const int held = plan.first_held * Tail::kCols;
+    Normalize(norms, norm, shared, held);
+    __syncwarp();
+    uint32_t words[Tail::kWords];
+    Pack(words, last);
+    Keep(words, plan.tiles > 1 ? Tail::kCols : 0);
+    if (plan.tiles > 1) Keep(kept[kKept - 1], 0);
+    __syncwarp();
+    Normalize(norms, norm, held, plan.d);
+    if constexpr (Tail::kKept > 0) {
+      __syncwarp();
 #pragma unroll
-    for (int k = 0; k < Tail::kKept; ++k) Keep(kept[k], k);
-    NamedBarrierSync(4 + warpgroup, 128);
+      for (int k = 0; k < Tail::kKept; ++k) Keep(kept[k], k * Tail::kCols);
+      __syncwarp();
+      Normalize(norms, norm, 0, shared);
+    }
+  }
+
+  // Columns `col` to `end` - 1, whose sums are in shared memory from the first block on.
+  __device__ __forceinline__ void Normalize(const float2 (&norms)[4], const float* norm, int col,
+                                            int end) {
+    const int lane = threadIdx.x % 32;
+    const int first_row = threadIdx.x % 128 / 32 * 16 + lane / 8;
+    const int first = row + first_row;
+    col += lane % 8 * 8;
+    T* out = static_cast<T*>(x.data) + first * x.stride + col;
 #pragma unroll 1
-    for (int i = warp / 2; i < min(blocks, Tail::kKeptBlocks); i += 2) normalize(i, i);
+    for (int block = 0; col < end; ++block) {
+      const uint8_t* in = SumBlock<Shape>(storage, warpgroup, block) + first_row * 128;
+      uint4 words[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const int swizzle = r % 2 * 4 + lane / 8;
+        words[r] = *reinterpret_cast<const uint4*>(in + r * 512 + (lane % 8 ^ swizzle) * 16);
+      }
+      Affine affine;
+      affine.Load(norm + col, tail.plan.d);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        affine.Apply(words[r].x, norms[r], 0);
+        affine.Apply(words[r].y, norms[r], 2);
+        affine.Apply(words[r].z, norms[r], 4);
+        affine.Apply(words[r].w, norms[r], 6);
+        if (first + r * 4 < x.rows) *reinterpret_cast<uint4*>(out + r * 4 * x.stride) = words[r];
+      }
+      col += 64;
+      out += 64;
+    }
   }
 
   // gamma and beta of 8 columns.

@@ -19,10 +19,13 @@ struct Laps {
   int second;
   int later;
 };
-// How the tail walks over d columns.
+// How the tail walks over d columns: tiles first_shared to first_held - 1 have their sums in shared
+// memory, the others in registers.
 struct TailPlan {
   int d;
   int tiles;
+  int first_shared;
+  int first_held;
   int slot_blocks;  // of sums that lie in slots, two of 64 rows each
   Laps laps;
   // Those of B2, and one of gamma and beta.
@@ -32,40 +35,43 @@ struct TailPlan {
 // Compile-time sizes.
 template <class Shape>
 struct TailShape {
-  // With all of the A operand in registers.
-  using Product = FeedForwardShape<Shape::kRank, Shape::kHidden, Shape::kRankSteps, false>;
-  static constexpr int kCols = Shape::kHidden;  // of a tile
-  static constexpr int kKept = Shape::kRank > 256 ? 5 : kCols == 128 ? 1 : kCols == 96 ? 2 : 3;
-  static constexpr int kKeptBlocks = kKept * kCols / 64;
-  static constexpr int kWords = kCols / 4;  // pairs of a tile in one thread
+  static constexpr int kCols = Shape::kHidden;              // of a tile
+  static constexpr int kKept = Shape::kRank > 256 ? 4 : 0;  // first tiles in registers
+  static constexpr int kWords = kCols / 4;                  // pairs of a tile in one thread
+  static constexpr int kUnits = kCols / 16;
+  // At least so many blocks of 64 x 64 replace P: what is in registers goes through them.
+  static constexpr int kLeastBlocks = CeilDiv(std::max(2, kKept) * kCols, 64);
   static constexpr int kMostBlocks = 16;
-  static_assert(kKept * kCols % 64 == 0 && Shape::kUpChunks == Product::kUpChunks);
 
-  // Whether d columns fit in a ring of so many slots, and then the plan.
-  static constexpr bool Plan(int d, int slots, TailPlan* plan) {
+  // Whether d columns fit in a ring of so many slots with so many blocks ahead of it, and then the
+  // plan.
+  static constexpr bool Plan(int d, int slots, int row_blocks, TailPlan* plan) {
     if (d % 64 != 0 || d < 64 || d > kMostBlocks * 64) return false;
     plan->d = d;
     plan->tiles = CeilDiv(d, kCols);
-    plan->slot_blocks = std::max(0, d / 64 - 2 * kKeptBlocks);
+    plan->first_held = std::max(0, plan->tiles - 2);
+    plan->first_shared = std::min(kKept, plan->first_held);
+    const int blocks = CeilDiv((plan->first_held - plan->first_shared) * kCols, 64);
+    plan->slot_blocks = std::max(0, blocks - row_blocks);
     const int chunks = plan->Chunks(Shape::kUpChunks);
     const int later = CeilDiv(plan->slot_blocks * 2 * Shape::kBlockBytes, Shape::kSlotBytes);
     if (later > slots) return false;
-    // The residual is fetched once its slots' last chunks have been used, and that should be two
-    // tiles before it is wanted (one is enough not to wait for ever). The first slot, from `start`
+    // The residual is fetched once its slots' last chunks have been used, and that should be three
+    // tiles before it is wanted (two are enough not to wait for ever). The first slot, from `start`
     // on, at which a lap that begins with this chunk may start.
     const auto start_lap = [&](int chunk, int start) {
       for (int slot = start; slot < later; ++slot) {
-        const int block = 2 * kKeptBlocks + slot * Shape::kSlotBytes / (2 * Shape::kBlockBytes);
+        const int block = row_blocks + slot * Shape::kSlotBytes / (2 * Shape::kBlockBytes);
         const int last = chunk + slot - start;
-        if (last < chunks && last / Shape::kUpChunks + 2 > block * 64 / kCols) slot = start++;
+        const int tile = plan->first_shared + block * 64 / kCols;
+        if (last < chunks && last / Shape::kUpChunks + 3 > tile) slot = start++;
       }
       return start;
     };
     const int first = start_lap(0, 0);
     plan->laps = {first, start_lap(slots - first, first), later};
-    // All chunks of a tile are in use at a time.
-    if (first + chunks > slots && later > slots - Shape::kUpChunks) return false;
-    return true;
+    // A tile's chunks are released as those of the next are used.
+    return first + chunks <= slots || later <= slots - Shape::kUpChunks;
   }
 };
 
@@ -117,14 +123,8 @@ struct ShrinkingRing {
 };
 
 // What the tail has in shared memory of its own.
-template <class T, class Shape>
+template <class Shape>
 struct TailStorage {
-  // B operands [kCols, 16] that bring 16 columns of A to 16 of a tile: the identity amid zeros, as
-  // [2][.][8]. For columns 16 p of the tile the operand begins with row kCols - 16 - 16 p.
-  static constexpr int kCols = TailShape<Shape>::kCols;
-  static constexpr int kIdentityRows = 2 * kCols - 16;
-  alignas(16) T identity[2 * kIdentityRows * 8];
-  float2 norms[2][64];  // of each warpgroup's rows: what to multiply with, and then to add
   uint64_t residual[2][TailShape<Shape>::kMostBlocks];  // of each warpgroup: it is there
 
   // By one thread.
@@ -133,33 +133,26 @@ struct TailStorage {
       for (uint64_t& barrier : group) BarrierInit(&barrier, 1);
     }
   }
-  // By 256 threads, ahead of a barrier.
-  __device__ __forceinline__ void InitIdentity() {
-    for (int i = threadIdx.x; i < 2 * kIdentityRows * 8; i += 256) {
-      const int column = i / (kIdentityRows * 8) * 8 + i % 8;
-      const int row = i / 8 % kIdentityRows - (kCols - 16);
-      identity[i] = static_cast<T>(row == column ? 1.0f : 0.0f);
-    }
-    FenceAsyncProxy();
-  }
 };
 
-// Where block number `block`, a place, of a warpgroup's sums lies.
+// Where block number `block` of a warpgroup's sums lies.
 template <class Shape, class Storage>
 __device__ __forceinline__ uint8_t* SumBlock(Storage& storage, int warpgroup, int block) {
-  constexpr int kInRows = TailShape<Shape>::kKeptBlocks;
-  return block < kInRows
+  return block < Storage::kRowBlocks
              ? storage.rows[warpgroup] + block * Shape::kBlockBytes
-             : storage.slots[0] + (2 * (block - kInRows) + warpgroup) * Shape::kBlockBytes;
+             : storage.slots[0] +
+                   (2 * (block - Storage::kRowBlocks) + warpgroup) * Shape::kBlockBytes;
 }
 
-// Columns 64 `block` and so on of the residual of 64 rows to place `place`; one thread.
+// The residual of 64 rows to where block number `block` of their sums will be; one thread.
 template <class Shape, class Storage>
-__device__ __forceinline__ void BringResidual(Storage& storage, const CUtensorMap* x, int warpgroup,
-                                              int row, int block, int place) {
+__device__ __forceinline__ void BringResidual(Storage& storage, const TailPlan& plan,
+                                              const CUtensorMap* x, int warpgroup, int row,
+                                              int block) {
   uint64_t* barrier = &storage.tail.residual[warpgroup][block];
   BarrierExpect(barrier, Shape::kBlockBytes);
-  CopyBox2(SumBlock<Shape>(storage, warpgroup, place), x, block * 64, row, barrier);
+  CopyBox2(SumBlock<Shape>(storage, warpgroup, block), x,
+           plan.first_shared * TailShape<Shape>::kCols + block * 64, row, barrier);
 }
 
 // Brings B2, and the residual of the blocks that lie in slots; one thread.
@@ -209,7 +202,6 @@ struct TailProducer {
 
   // Those whose slots' last chunk comes before `end`.
   __device__ __forceinline__ void BringResiduals(int end) {
-    constexpr int kKeptBlocks = TailShape<Shape>::kKeptBlocks;
     const int chunks = tail.plan.Chunks(Shape::kUpChunks);
     const Laps laps = tail.plan.laps;
     for (; next < tail.plan.slot_blocks; ++next) {
@@ -229,8 +221,8 @@ struct TailProducer {
       if (last >= end) return;
       BarrierWait(&storage.weights.empty[slot], phase);
       for (int warpgroup = 0; warpgroup < 2; ++warpgroup) {
-        BringResidual<Shape>(storage, x, warpgroup, row + warpgroup * 64, 2 * kKeptBlocks + next,
-                             kKeptBlocks + next);
+        BringResidual<Shape>(storage, tail.plan, x, warpgroup, row + warpgroup * 64,
+                             Storage::kRowBlocks + next);
       }
     }
   }

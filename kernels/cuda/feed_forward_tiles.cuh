@@ -91,6 +91,69 @@ __device__ __forceinline__ void StartTile(float (&h)[kCount], const Ring& ring, 
   ring.bias_barriers->Release(at);
 }
 
+// The bias as a product: A has ones in the first three of 16 columns, B a tile's bias in three
+// parts of T, which together are as exact as float32. That spares the consumers the loads, and the
+// additions, of a bias that comes from shared memory.
+template <class T, class Shape>
+struct BiasOperand {
+  static constexpr bool kIsProduct = true;
+  // [unit][8]: columns 0 to 7 of B; A's zeros stand against columns 8 to 15, which are the same.
+  alignas(16) T rows[kBiasTiles][Shape::kHidden][8];
+  alignas(16) T ones[2][8][8];  // the same 8 rows of A over and over
+  RingBarriers<kBiasTiles> barriers;
+
+  // By one warp, ahead of a barrier of the block.
+  __device__ __forceinline__ void Init() {
+    for (int i = threadIdx.x % 32; i < 2 * 64; i += 32) {
+      (&ones[0][0][0])[i] = static_cast<T>(i < 64 && i % 8 < 3 ? 1.0f : 0.0f);
+    }
+    FenceAsyncProxy();
+  }
+  // Brings the bias of the next tile, units from `first` on of `count`; a warp, converged.
+  __device__ __forceinline__ void Bring(const float* bias, int first, int count,
+                                        RingPosition<kBiasTiles>& at) {
+    const int lane = threadIdx.x % 32;
+    barriers.WaitEmpty(at);
+#pragma unroll
+    for (int i = lane; i < Shape::kHidden; i += 32) {
+      const float b = bias != nullptr && first + i < count ? __ldg(bias + first + i) : 0.0f;
+      const float high = ToFloat(b);
+      const float middle = ToFloat(b - high);
+      *reinterpret_cast<uint4*>(rows[at.slot][i]) = {Pack2<T>(high, middle),
+                                                     Pack2<T>(b - high - middle, 0.0f), 0, 0};
+    }
+    FenceAsyncProxy();
+    __syncwarp();
+    if (lane == 0) BarrierArrive(&barriers.full[at.slot]);
+    at.Next();
+  }
+  // Issues h = bias, or h += bias, of tile number `tile` that was brought; part of the group that
+  // follows.
+  template <int kAccumulate>
+  __device__ __forceinline__ void Issue(float (&h)[Shape::kHidden / 2], int tile) {
+    const RingPosition<kBiasTiles> at = Position(tile);
+    barriers.WaitFull(at);
+    WgmmaFence();
+    Wgmma<T, Shape::kHidden>::Shared(h, CoreMatrixDescriptor(ones, 128, 0),
+                                     CoreMatrixDescriptor(rows[at.slot], 0, 128), kAccumulate);
+  }
+  // Once that product is done.
+  __device__ __forceinline__ void Release(int tile) {
+    RingPosition<kBiasTiles> at = Position(tile);
+    barriers.Release(at);
+  }
+  __device__ __forceinline__ static RingPosition<kBiasTiles> Position(int tile) {
+    return {tile % kBiasTiles, static_cast<uint32_t>(tile / kBiasTiles % 2)};
+  }
+  __device__ __forceinline__ static float ToFloat(float v) {
+    return static_cast<float>(static_cast<T>(v));
+  }
+};
+// Without: the bias is what h starts from (StartTile).
+struct BiasFromRing {
+  static constexpr bool kIsProduct = false;
+};
+
 // The tensor cores' turn, passed to and fro between the two warpgroups; 0 has it first.
 struct Turn {
   int warpgroup;
@@ -126,10 +189,10 @@ struct TileConsumer {
   // the other warpgroup then has twice as long to activate, which takes longer than one product
   // (arithmetic and wgmma compete for the register file), but more registers and weights are in
   // use.
-  template <class Turn>
+  template <class Turn, class Bias = BiasFromRing>
   __device__ __forceinline__ void Stream(RankAccumulator<Shape>& s, const uint8_t* p_shared,
                                          const uint32_t* p_registers, int tiles,
-                                         Activation activation) {
+                                         Activation activation, Bias* bias = nullptr) {
     if (tiles == 0) return;
     Turn turn(warpgroup);
     auto& barriers = *ring.barriers;
@@ -138,26 +201,35 @@ struct TileConsumer {
     const uint64_t down = Slots(Shape::kRank * 16);
     float h[Shape::kHidden / 2];
     uint32_t a[Shape::kHidden / 4];
-    const auto start = [&](int tile) { StartTile(h, ring, tile); };
-    const auto activate = [&] {
-      PinRegisters(h);
-      ActivateTile<T>(h, a, activation);
+    const auto start = [&](int tile) {
+      if constexpr (!Bias::kIsProduct) StartTile(h, ring, tile);
     };
+    const auto issue_up = [&](int tile) {
+      if constexpr (Bias::kIsProduct) bias->template Issue<0>(h, tile);
+      IssueUp<T, Shape>(h, p_registers, p, up, barriers, at);
+    };
+    const auto up_done = [&](int tile) {
+      if constexpr (Bias::kIsProduct) bias->Release(tile);
+      PinRegisters(h);
+    };
+    const auto activate = [&] { ActivateTile<T>(h, a, activation); };
     start(0);
     if constexpr (Shape::kLongTurns) {
       turn.Wait();
-      IssueUp<T, Shape>(h, p_registers, p, up, barriers, at);
+      issue_up(0);
       turn.Pass();
       ReleaseChunks<Shape::kUpChunks, 0>(barriers, done);
+      up_done(0);
       activate();
       for (int tile = 1; tile < tiles; ++tile) {
         start(tile);
         turn.Wait();
         IssueDown<T, Shape>(s, a, down, barriers, at);
-        IssueUp<T, Shape>(h, p_registers, p, up, barriers, at);
+        issue_up(tile);
         turn.Pass();
         ReleaseChunks<Shape::kDownChunks, Shape::kUpChunks>(barriers, done);
         ReleaseChunks<Shape::kUpChunks, 0>(barriers, done);
+        up_done(tile);
         activate();
       }
       turn.Wait();
@@ -168,9 +240,10 @@ struct TileConsumer {
       for (int tile = 0; tile < tiles; ++tile) {
         if (tile > 0) start(tile);
         turn.Wait();
-        IssueUp<T, Shape>(h, p_registers, p, up, barriers, at);
+        issue_up(tile);
         turn.Pass();
         ReleaseChunks<Shape::kUpChunks, 0>(barriers, done);
+        up_done(tile);
         activate();
         turn.Wait();
         IssueDown<T, Shape>(s, a, down, barriers, at);

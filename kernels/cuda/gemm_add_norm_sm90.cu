@@ -150,12 +150,11 @@ __device__ __forceinline__ void Consume(const Args& args, char* shared, int firs
     float shift[2];
     Moments rows[2];
     PairMoments<Loop>(rows, stats, row, args.d, args.inverse_d);
+    ScaleAndShift(rows, args.inverse_d, args.epsilon, scale, shift);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      scale[i] = rsqrtf(rows[i].squares * args.inverse_d + args.epsilon);
-      shift[i] = -rows[i].mean * scale[i];
+    for (int p = 0; p < kN / 16; ++p) {
+      NormalizeUnit<T, kN>(p, acc, scale, shift, params + Loop::kCols, params + 2 * Loop::kCols, x);
     }
-    Normalize<T, kN>(acc, scale, shift, params + Loop::kCols, params + 2 * Loop::kCols, x);
     __syncwarp();
     const int64_t first_row = tile_row + warp_row;
     x.Store(static_cast<T*>(args.x_data) + first_row * args.x_stride + first_col, args.x_stride,
@@ -164,17 +163,6 @@ __device__ __forceinline__ void Consume(const Args& args, char* shared, int firs
     if (tile_row + tile_step * Loop::kRows < args.n) FenceAsyncProxy();
     __syncwarp();
   }
-}
-
-// Asks for this block's bias, gamma and beta.
-template <class Loop>
-__device__ __forceinline__ void LoadParams(const Args& args, float* params, int first_col,
-                                           uint64_t* barrier) {
-  constexpr int kBytes = Loop::kCols * 4;
-  BarrierExpect(barrier, (args.bias == nullptr ? 2 : 3) * kBytes);
-  if (args.bias != nullptr) CopyBytes(params, args.bias + first_col, kBytes, barrier);
-  CopyBytes(params + Loop::kCols, args.gamma + first_col, kBytes, barrier);
-  CopyBytes(params + 2 * Loop::kCols, args.beta + first_col, kBytes, barrier);
 }
 
 template <class Loop>

@@ -67,6 +67,20 @@ struct GemmAddNormParams {
 cudaError_t LaunchGemmAddNormSm90(const GemmAddNormParams& params, DType dtype,
                                   const AddNormTile& tile, cudaStream_t stream);
 
+// x = LayerNorm(x + (y A') B' + bias), in one kernel: y A', rounded to dtype, stays on chip too.
+//   y: [n, k]   a: [r, k]   b: [d, r]   x: [n, d] in, out
+// The next kernel's blocks may start once all kernels before this one are done (LastWrite).
+struct GemmPairAddNormParams {
+  Rows y;
+  PackedMatrix a;
+  PackedMatrix b;
+  const float* bias = nullptr;
+  Rows x;
+  LayerNormParams norm;
+};
+cudaError_t LaunchGemmPairAddNormSm90(const GemmPairAddNormParams& params, DType dtype,
+                                      cudaStream_t stream);
+
 // x = LayerNorm(x + y)
 //   y: [n, d]   x: [n, d] in, out
 struct AddNormParams {
@@ -94,6 +108,8 @@ struct FeedForwardParams {
   PackedMatrix b2;  // b2.data null: s is the result
   const float* b2_bias = nullptr;
   LayerNormParams norm;
+  // Rows of x before it were complete before the kernel directly ahead of this one began.
+  int64_t first_pending_row = 0;
 };
 cudaError_t LaunchFeedForwardSm90(const FeedForwardParams& params, DType dtype,
                                   const FeedForwardTile& tile, cudaStream_t stream);
@@ -163,6 +179,16 @@ struct PoolParams {
   float* out = nullptr;
 };
 cudaError_t LaunchPool(const PoolParams& params, DType dtype, cudaStream_t stream);
+
+// x = LayerNorm(x + context W' + bias) with the context that LaunchAttentionSm90 makes, in one
+// kernel: neither the context nor the sum leaves the chip. Rows of x that belong to no sequence are
+// left as they are or hold anything.
+struct AttentionNormParams {
+  AttentionParams attention;  // context is not used; tiles of the schedule may have any rows from 64
+  GemmAddNormParams output;   // y is not used
+};
+cudaError_t LaunchAttentionNormSm90(const AttentionNormParams& params, DType dtype,
+                                    cudaStream_t stream);
 
 }  // namespace flashsvd
 

@@ -119,6 +119,25 @@ AddNormTile ChooseAddNormTile(const DeviceFacts& device, int64_t rows, int d) {
   return {};
 }
 
+namespace {
+
+// The clusters of two blocks, of 64 rows each, that need as long for the pair in one kernel as its
+// two kernels: fewer would leave the device idle where those have more blocks.
+int64_t FewestPairClusters(const DeviceFacts& device) { return CeilDiv(device.num_sms * 42, 100); }
+
+}  // namespace
+
+bool PairsAddNorm(const DeviceFacts& device, int64_t rows, int d, int rank) {
+  if (device.path != KernelPath::kSm90 || d != 768 || rank > 336) return false;
+  // A second wave costs as much as the first: then two kernels are faster.
+  const int64_t clusters = CeilDiv(rows, 64);
+  return clusters >= FewestPairClusters(device) && clusters <= device.num_sms / 2;
+}
+
+int64_t AddNormMiddleRows(const DeviceFacts& device, int64_t rows, int d, int rank) {
+  return PairsAddNorm(device, rows, d, rank) ? (FewestPairClusters(device) - 1) * 64 : rows;
+}
+
 bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_rank) {
   return device.path == KernelPath::kSm90 && std::max(up_rank, down_rank) <= 320;
 }
@@ -201,6 +220,50 @@ AttentionTiling ChooseAttentionTiling(const DeviceFacts& device, int num_tokens,
     tile.path = KernelPath::kSm90;
   }
   return tile;
+}
+
+namespace {
+
+// What LaunchAttentionNormSm90 takes, its shared memory included.
+bool FitsAttentionNorm(int num_heads, int d_qk, int d_v, int d) {
+  const int widest = std::max(d_qk, d_v);
+  return d == 768 && num_heads % 2 == 0 && num_heads <= 24 && d_qk % 8 == 0 && d_v % 8 == 0 &&
+         widest <= 48 && num_heads * d_v % 32 == 0 && num_heads * d_v <= (widest <= 40 ? 480 : 576);
+}
+
+}  // namespace
+
+bool FusesAttentionNorm(const DeviceFacts& device, std::span<const int32_t> cu_seqlens,
+                        int num_heads, int d_qk, int d_v, int d) {
+  if (device.path != KernelPath::kSm90 || !FitsAttentionNorm(num_heads, d_qk, d_v, d)) return false;
+  constexpr int kRows = 64;
+  const int64_t begin = cu_seqlens.front(), end = cu_seqlens.back();
+  const int64_t tiles = CeilDiv(end - begin, kRows);
+  if (tiles * 2 * 10 < int64_t{device.num_sms} * 7) return false;  // too few to fill the device
+  // In turns of 64 queries by 64 keys of a head, and one for beginning and end. A tile of 64 packed
+  // rows has the pieces of all its sequences, a unit is of one sequence.
+  const auto cost = [](int64_t length) { return CeilDiv(length, kRows) + 1; };
+  int64_t units = 0, tile = 0, tile_end = 0, largest = 0;
+  for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s) {
+    const int64_t length = cu_seqlens[s + 1] - cu_seqlens[s];
+    if (length == 0) continue;
+    units += CeilDiv(length, kRows) * cost(length);
+    for (int64_t row = cu_seqlens[s] - begin; row < cu_seqlens[s + 1] - begin;) {
+      if (row >= tile_end) {
+        tile_end = row / kRows * kRows + kRows;
+        tile = 0;
+      }
+      tile += cost(length);
+      largest = std::max(largest, tile);
+      row = std::min<int64_t>(tile_end, cu_seqlens[s + 1] - begin);
+    }
+  }
+  // A cluster of two blocks, of three warpgroups each, has a tile: with 3 turns at a time on a
+  // multiprocessor, a turn of all heads takes half of what it costs there.
+  const int64_t waves = CeilDiv(tiles, device.num_sms / 2);
+  const double one_kernel = 0.5 * static_cast<double>(largest * waves);
+  const double two_kernels = static_cast<double>(units) / device.num_sms + 10.0 / num_heads;
+  return one_kernel <= two_kernels;
 }
 
 }  // namespace flashsvd

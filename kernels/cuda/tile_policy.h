@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace flashsvd {
 
@@ -66,6 +67,13 @@ bool HasFusedAddNorm(const DeviceFacts& device, int d);
 // REQUIRES: HasFusedAddNorm(device, d).
 AddNormTile ChooseAddNormTile(const DeviceFacts& device, int64_t rows, int d);
 
+// Whether x = LayerNorm(x + (y A') B' + b) over d columns, `rank` rows of A, is one kernel
+// (LaunchGemmPairAddNormSm90); else it is a product and the above.
+bool PairsAddNorm(const DeviceFacts& device, int64_t rows, int d, int rank);
+// The most rows, up to `rows`, of which y A' [rows, rank] goes through memory: more rows may need
+// none.
+int64_t AddNormMiddleRows(const DeviceFacts& device, int64_t rows, int d, int rank);
+
 // Whether a factor pair of these ranks is streamed on chip; else the hidden activation of a bounded
 // number of rows goes through memory.
 bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_rank);
@@ -80,6 +88,12 @@ int64_t FeedForwardSumRows(const DeviceFacts& device, int64_t rows, int d, int h
 // schedule is written once.
 int AttentionTileRows(int num_tokens);
 AttentionTiling ChooseAttentionTiling(const DeviceFacts& device, int num_tokens, int d_qk, int d_v);
+
+// Whether attention and the projection and norm behind it are one kernel (LaunchAttentionNormSm90):
+// such widths fit, and its row tiles, which are not balanced, take the device no longer than units
+// of attention that are. cu_seqlens: [S + 1], on the host.
+bool FusesAttentionNorm(const DeviceFacts& device, std::span<const int32_t> cu_seqlens,
+                        int num_heads, int d_qk, int d_v, int d);
 
 }  // namespace flashsvd
 

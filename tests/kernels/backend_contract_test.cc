@@ -78,6 +78,29 @@ TEST_P(BackendTest, AttentionIsNotReachedByInfinitiesOfOtherSequences) {
   }
 }
 
+TEST_P(BackendTest, AttentionAddNormIsNotReachedByInfinitiesOfOtherSequences) {
+  // Enough rows for the one kernel that a GPU has for both.
+  const int out = cuda() ? 768 : 48;
+  AttentionCase c = {std::vector<int>(cuda() ? 40 : 4, 90), cuda() ? 12 : 2, 40, 40};
+  c.lengths.back() = 77;
+  const auto clean = Activations(size_t(c.tokens()) * c.columns());
+  const auto x = Activations(size_t(c.tokens()) * out, 9);
+  const auto expected = RunAttentionAddNorm(*backend_, c, out, clean, x);
+  const std::vector<int> cu = CuSeqlens(c.lengths);
+  for (const float value : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    auto qkv = clean;
+    std::fill(qkv.begin() + size_t(cu[1]) * c.columns(), qkv.begin() + size_t(cu[2]) * c.columns(),
+              value);
+    const auto actual = RunAttentionAddNorm(*backend_, c, out, qkv, x);
+    for (size_t s = 0; s < c.lengths.size(); ++s) {
+      if (s == 1) continue;
+      SCOPED_TRACE(::testing::Message() << "sequence " << s);
+      EXPECT_TRUE(BitEqual({actual.begin() + cu[s] * out, actual.begin() + cu[s + 1] * out},
+                           {expected.begin() + cu[s] * out, expected.begin() + cu[s + 1] * out}));
+    }
+  }
+}
+
 // The rows of one sequence alone equal those rows in a batch.
 TEST_P(BackendTest, ResultsDoNotDependOnBatchComposition) {
   const int d = 40;

@@ -112,6 +112,41 @@ TEST_P(BackendTest, FeedForwardOfManyRowsMatchesOracle) {
   }
 }
 
+// A GPU does this in one kernel when there are many rows in sequences of like lengths. Sequences
+// repeat, so that the oracle needs to compute but a few.
+TEST_P(BackendTest, AttentionAddNormMatchesOracle) {
+  struct Case {
+    std::vector<int> lengths;
+    int repeats, heads, d_qk, d_v, out;
+  };
+  const Case cases[] = {
+      {{70}, 1, 2, 16, 8, 48},          {{33, 1, 0, 64}, 3, 3, 8, 8, 128},
+      {{128}, 40, 12, 40, 40, 768},     {{129, 100, 77}, 17, 12, 40, 40, 768},
+      {{600}, 8, 12, 40, 40, 768},      {{90, 64, 83}, 21, 12, 24, 24, 384},
+      {{65, 61}, 36, 16, 40, 40, 1024}, {{90}, 50, 12, 48, 40, 768},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(::testing::Message()
+                 << c.repeats << " x " << c.lengths[0] << "..., " << c.heads << " heads of "
+                 << c.d_qk << " " << c.d_v << ", out " << c.out);
+    if (!cuda() && c.out > 128) continue;
+    const AttentionCase few = {c.lengths, c.heads, c.d_qk, c.d_v};
+    const auto qkv = Activations(size_t(few.tokens()) * few.columns(), 4);
+    const auto x = Activations(size_t(few.tokens()) * c.out, 5);
+    const auto repeat = [&](const auto& values) {
+      auto all = values;
+      for (int i = 1; i < c.repeats; ++i) all.insert(all.end(), values.begin(), values.end());
+      return all;
+    };
+    const auto run = [&](const Backend& b) {
+      if (&b != backend_.get()) return repeat(RunAttentionAddNorm(b, few, c.out, qkv, x));
+      const AttentionCase many = {repeat(c.lengths), c.heads, c.d_qk, c.d_v};
+      return RunAttentionAddNorm(b, many, c.out, repeat(qkv), repeat(x));
+    };
+    EXPECT_TRUE(Matches(run, MaxLength(c.lengths) + c.d_qk + c.heads * c.d_v + c.out, true));
+  }
+}
+
 TEST_P(BackendTest, FeedForwardAppliesEveryActivation) {
   for (Activation activation : {Activation::kNone, Activation::kGelu, Activation::kGeluTanh,
                                 Activation::kRelu, Activation::kSilu}) {

@@ -334,6 +334,36 @@ inline std::vector<float> RunOp(const Backend& backend, const AttentionCase& c,
   return ResizeHeads(out.Values(), c.heads, d_v, c.d_v);
 }
 
+// Attention and the projection of its context into x, [tokens, out], with the norm. qkv holds heads
+// that the backend takes as they are.
+inline std::vector<float> RunAttentionAddNorm(const Backend& backend, const AttentionCase& c,
+                                              int out, const std::vector<float>& qkv,
+                                              const std::vector<float>& x) {
+  Session session(backend);
+  const std::vector<int32_t> cu = CuSeqlens(c.lengths, c.first_token);
+  const RandomLinear weights(c.heads * c.d_v, out, 0, 61);
+  const auto linear = PackOrDie(backend, weights);
+  const RandomNorm norm(out);
+  const GuardedRows in(session, c.tokens(), c.columns(), qkv);
+  const GuardedRows context(session, c.tokens(), c.heads * c.d_v);
+  const GuardedRows rows(session, c.tokens(), out, x);
+  AttentionArgs attention = {.qkv = in.view(),
+                             .context = context.view(),
+                             .max_seqlen = MaxLength(c.lengths),
+                             .num_heads = c.heads,
+                             .d_qk = c.d_qk,
+                             .d_v = c.d_v,
+                             .scale = c.scale};
+  SetSequences(session, cu, &attention);
+  const ProjectAddNormArgs output = {
+      .linear = linear.get(), .y = context.view(), .x = rows.view(), .norm = norm.params(session)};
+  const GuardedScratch scratch(
+      session, std::max(backend.ScratchBytes(attention), backend.ScratchBytes(output)));
+  EXPECT_TRUE(backend.AttentionAddNorm(attention, output, scratch.view(), session.stream()).ok());
+  EXPECT_TRUE(context.Intact() && rows.Intact() && scratch.Intact()) << "wrote out of bounds";
+  return rows.Values();
+}
+
 // A batch of sequences with made-up ids; owns what RaggedBatch points to.
 struct TestBatch {
   explicit TestBatch(const std::vector<int>& lengths, int vocabulary = 11, int types = 2)

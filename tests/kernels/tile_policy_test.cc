@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 #include <tuple>
+#include <vector>
 
 namespace flashsvd {
 namespace {
@@ -24,10 +25,9 @@ constexpr DeviceFacts kSlice = {.num_sms = 16,
 // What the kernels take (the list in each .cu file).
 const std::set<std::tuple<int, int, int, int>> kSm80Gemm = {
     {128, 128, 64, 3}, {128, 128, 32, 4}, {64, 64, 64, 4}, {32, 64, 128, 3}};
-const std::set<std::pair<int, int>> kSm90Gemm = {{64, 48},   {64, 128},  {64, 192},
-                                                 {128, 96},  {128, 104}, {128, 128},
-                                                 {128, 192}, {128, 200}, {128, 240},
-                                                 {192, 192}, {192, 240}};
+const std::set<std::pair<int, int>> kSm90Gemm = {{64, 48},   {64, 128},  {64, 192},  {128, 96},
+                                                 {128, 104}, {128, 128}, {128, 192}, {128, 200},
+                                                 {128, 240}, {192, 192}, {192, 240}};
 const std::set<std::pair<int, int>> kSm90GemmWithActivation = {{64, 48}, {128, 128}};
 
 TEST(TilePolicyTest, EveryGemmTileIsOneThatItsKernelTakes) {
@@ -117,6 +117,29 @@ TEST(TilePolicyTest, AddNormTilesCoverTheWholeRow) {
   }
   EXPECT_TRUE(HasFusedAddNorm(kH100, 384) && HasFusedAddNorm(kH100, 768) &&
               HasFusedAddNorm(kH100, 1024));
+}
+
+TEST(TilePolicyTest, PairsAddNormOfOneNearlyFullWave) {
+  for (const int64_t rows : {3584, 4096, 4224}) {
+    EXPECT_TRUE(PairsAddNorm(kH100, rows, 768, 240)) << rows;
+    EXPECT_FALSE(PairsAddNorm(kA100, rows, 768, 240));
+  }
+  for (const int64_t rows : {0, 1, 128, 3072, 4225, 16384}) {
+    EXPECT_FALSE(PairsAddNorm(kH100, rows, 768, 240)) << rows;
+  }
+  EXPECT_FALSE(PairsAddNorm(kH100, 4096, 1024, 240));
+  EXPECT_TRUE(PairsAddNorm(kH100, 4096, 768, 336));
+  EXPECT_FALSE(PairsAddNorm(kH100, 4096, 768, 337));
+}
+
+TEST(TilePolicyTest, AddNormMiddleRowsCoverEverySmallerBatch) {
+  for (const DeviceFacts& device : {kH100, kSlice}) {
+    int64_t most = 0;  // through memory, so far
+    for (int64_t rows = 0; rows <= 5000; ++rows) {
+      if (!PairsAddNorm(device, rows, 768, 240)) most = rows;
+      EXPECT_EQ(AddNormMiddleRows(device, rows, 768, 240), most) << rows;
+    }
+  }
 }
 
 TEST(TilePolicyTest, AddNormBlocksGetWiderAsRowsGetMore) {
@@ -221,6 +244,48 @@ TEST(TilePolicyTest, AttentionRowsDependOnTokensAlone) {
       }
     }
   }
+}
+
+std::vector<int32_t> Offsets(const std::vector<int>& lengths) {
+  std::vector<int32_t> cu = {0};
+  for (const int length : lengths) cu.push_back(cu.back() + length);
+  return cu;
+}
+
+TEST(TilePolicyTest, AttentionTakesTheNormAlongWhereRowTilesAreAlikeAndMany) {
+  const auto fuses = [](const std::vector<int>& lengths) {
+    return FusesAttentionNorm(kH100, Offsets(lengths), 12, 40, 40, 768);
+  };
+  EXPECT_TRUE(fuses(std::vector<int>(8, 512)));
+  EXPECT_TRUE(fuses(std::vector<int>(16, 256)));
+  EXPECT_TRUE(fuses(std::vector<int>(32, 128)));
+  EXPECT_TRUE(fuses({2048, 2048}));
+  EXPECT_FALSE(fuses({512, 512}));
+  EXPECT_FALSE(fuses(std::vector<int>(4, 128)));
+  EXPECT_FALSE(fuses({1}));
+  EXPECT_FALSE(fuses({0}));
+  std::vector<int> mixed;
+  for (int i = 0; i < 16; ++i) mixed.insert(mixed.end(), {512 - 31 * i, 16 + i});
+  EXPECT_FALSE(fuses(mixed));
+  std::vector<int> one_long(32, 64);
+  one_long[7] = 2048;
+  EXPECT_FALSE(fuses(one_long));
+}
+
+TEST(TilePolicyTest, AttentionTakesTheNormAlongOnlyOfWidthsThatItsKernelTakes) {
+  const std::vector<int32_t> cu = Offsets(std::vector<int>(8, 512));
+  const auto fuses = [&](const DeviceFacts& device, int heads, int d_qk, int d_v, int d) {
+    return FusesAttentionNorm(device, cu, heads, d_qk, d_v, d);
+  };
+  EXPECT_TRUE(fuses(kH100, 12, 48, 48, 768));
+  EXPECT_TRUE(fuses(kH100, 12, 24, 32, 768));
+  EXPECT_FALSE(fuses(kA100, 12, 40, 40, 768));
+  EXPECT_FALSE(fuses(kH100, 12, 64, 64, 768));
+  EXPECT_FALSE(fuses(kH100, 11, 40, 40, 768));
+  EXPECT_FALSE(fuses(kH100, 26, 16, 16, 768));
+  EXPECT_FALSE(fuses(kH100, 16, 40, 40, 768));
+  EXPECT_FALSE(fuses(kH100, 12, 40, 40, 384));
+  EXPECT_FALSE(fuses(kH100, 16, 40, 40, 1024));
 }
 
 }  // namespace
