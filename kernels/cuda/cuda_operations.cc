@@ -41,12 +41,14 @@ class ScratchMatrices {
  public:
   explicit ScratchMatrices(Scratch scratch) : scratch_(scratch) {}
   Rows Take(int64_t rows, int64_t cols) {
-    const Rows matrix = {static_cast<std::byte*>(scratch_.data) + used_, rows, cols,
-                         StrideOf(cols)};
-    used_ += MatrixBytes(rows, cols);
+    return {TakeBytes(MatrixBytes(rows, cols)), rows, cols, StrideOf(cols)};
+  }
+  void* TakeBytes(size_t bytes) {
+    std::byte* taken = static_cast<std::byte*>(scratch_.data) + used_;
+    used_ += ArenaAlign(bytes);
     FSVD_CHECK(used_ <= scratch_.bytes, "%zu bytes of scratch used, %zu given", used_,
                scratch_.bytes);
-    return matrix;
+    return taken;
   }
 
  private:
@@ -168,6 +170,9 @@ class Launcher {
                                 .activation = args.activation};
     params.first_pending_row = stream_.last_write().SettledRows(args.x);
     if (tile.add_norm) {
+      if (tile.rows < 128) {
+        params.exchange = scratch.TakeBytes(FeedForwardExchangeBytes(facts_, args.x.rows));
+      }
       params.b2 = down.last();
       params.b2_bias = down.bias();
       params.norm = args.norm;
@@ -233,7 +238,8 @@ size_t CudaBackend::ScratchBytes(const FeedForwardArgs& args) const {
   if (Streams(facts_, args)) {
     const int64_t rows = FeedForwardSumRows(facts_, args.x.rows, args.up->in(), args.up->out(),
                                             std::max(args.up->rank(), args.down->rank()));
-    return MiddleBytes(down, rows) + AddNormBytes(facts_, down, rows);
+    return std::max(MiddleBytes(down, rows) + AddNormBytes(facts_, down, rows),
+                    ArenaAlign(FeedForwardExchangeBytes(facts_, args.x.rows)));
   }
   const int64_t rows = std::min(args.x.rows, kHiddenRows);
   return MatrixBytes(rows, args.up->out()) + MiddleBytes(*args.up, rows) + MiddleBytes(down, rows) +

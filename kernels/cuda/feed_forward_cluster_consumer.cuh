@@ -8,21 +8,21 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-// What the two warpgroups of a block of feed_forward_cluster.cuh do up to S. Products are
+// What the warpgroups of a block of feed_forward_cluster.cuh do up to S. Products are
 // transposed: the weights are A, 64 rows of them to a warpgroup, and the tokens are the columns of
 // D, so that a cluster may have any multiple of eight of them. A warp then holds strips of 16 ranks
 // (or units of F), whole: what goes to another block goes there as soon as the warp has it.
 
 namespace flashsvd {
 
-constexpr int kBothWarpgroups = 1;  // named barrier
+constexpr int kAllConsumers = 1;  // named barrier
 
 template <class T, class Shape>
 struct ClusterConsumer {
   using Product = Wgmma<T, Shape::kTokens>;
   using Tile = float[Shape::kTokens / 2];  // 64 ranks or units x kTokens, as wgmma leaves it
 
-  const ClusterStorage storage;
+  const ClusterStorage<Shape> storage;
   const ClusterArgs& args;
   const int block;
   const int group;  // warpgroup
@@ -31,7 +31,8 @@ struct ClusterConsumer {
   ClusterRing at;    // the next chunk of weights to use
   ClusterRing done;  // the next to release
 
-  __device__ __forceinline__ ClusterConsumer(const ClusterStorage& storage, int block, int warp)
+  __device__ __forceinline__ ClusterConsumer(const ClusterStorage<Shape>& storage, int block,
+                                             int warp)
       : storage(storage),
         args(storage.args),
         block(block),
@@ -41,7 +42,7 @@ struct ClusterConsumer {
         at(WeightRingOf(storage)),
         done(WeightRingOf(storage)) {}
 
-  __device__ __forceinline__ static void SyncBoth() { NamedBarrierSync(kBothWarpgroups, 256); }
+  __device__ __forceinline__ static void SyncAll() { NamedBarrierSync(kAllConsumers, kConsumers); }
 
   // A and B operand: packed weights of `rows` rows, and P, S or a tile of hidden units.
   __device__ __forceinline__ static uint64_t Weights(const void* shared, int rows) {
@@ -80,70 +81,81 @@ struct ClusterConsumer {
     StoreMatrix2Transposed(place, Pack2<T>(v.x, v.y), Pack2<T>(v.z, v.w));
   }
 
-  // Sends the block's strips of `p`, from `first` on, to all other blocks: a copy to a warp or two,
-  // because a warp takes long to issue one. REQUIRES: their writers passed FenceAsyncProxy and then
-  // SyncBoth.
-  __device__ __forceinline__ void SendStrips(int first, int count, uint64_t* barrier) const {
+  // Sends the block's strips of P or S, `count` of them from `first` on, to all blocks, by way of
+  // memory: as fast as another block's shared memory takes bytes from there, three times as fast
+  // as it takes them from here. REQUIRES: their writers passed FenceAsyncProxy and then SyncAll;
+  // one warp, converged.
+  __device__ __forceinline__ void SendStrips(int first, int count, uint8_t* exchange,
+                                             uint64_t* barrier) const {
     if (count == 0 || !ElectOne()) return;
     uint8_t* strips = storage.P() + first * Shape::kStripBytes;
-    for (int to = group * 4 + warp; to < args.blocks; to += 8) {
-      if (to == block) {
-        BarrierArrive(barrier);
-      } else {
-        CopyToCluster(ClusterAddress(strips, to), strips, count * Shape::kStripBytes,
-                      ClusterAddress(barrier, to));
-      }
-    }
+    uint8_t* there = exchange + first * Shape::kStripBytes;
+    StoreBytes(there, strips, count * Shape::kStripBytes);
+    StoreCommit();
+    StoreWaitWritten();
+    MulticastBytes(strips, there, count * Shape::kStripBytes, barrier, (1 << args.blocks) - 1);
+  }
+  // The cluster's part of the memory that P, or S, takes on its way.
+  __device__ __forceinline__ uint8_t* ScratchOf(int what) const {
+    return args.exchange +
+           (blockIdx.x / args.blocks * 2 + what) * static_cast<size_t>(Shape::kRankBytes);
   }
 
-  // P = x A1', the block's columns of it, to all blocks. The two warpgroups have half of d each,
+  // P = x A1', the block's columns of it, to all blocks. The warpgroups have a part of d each,
   // since one alone cannot keep the tensor cores busy with so few columns; or, beyond 64 columns of
-  // P, a tile of 64 of these each.
+  // P, two have a tile of 64 of these each.
   __device__ __forceinline__ void ComputeP() {
-    const bool halves = args.p_cols <= 64;
+    const bool parts = args.p_cols <= 64;
     Tile p = {};
     PinRegisters(p);
-    MultiplyX(p, halves);
-    const int strip = (halves ? 0 : group * 4) + warp;
-    const int strips = storage.StripsOfP(block, Shape::kStrips);
+    MultiplyX(p, parts);
+    const int strip = (parts ? 0 : group * 4) + warp;
+    const int strips = storage.StripsOfP(block);
     const int first = block * (args.p_cols / 16);
-    SyncBoth();  // x is no longer read
-    if (halves) {
-      auto* half = reinterpret_cast<float4*>(storage.Exchange() + strip * Shape::kStripSumBytes);
-      if (group == 1 && strip < strips) {
-#pragma unroll
-        for (int q = 0; q < Shape::kQuads; ++q) half[q * 32 + lane] = Quad(p, q);
-      }
-      SyncBoth();
-      if (group == 0 && strip < strips) {
-#pragma unroll
-        for (int q = 0; q < Shape::kQuads; ++q) {
-          const float4 v = half[q * 32 + lane];
-          p[4 * q] += v.x;
-          p[4 * q + 1] += v.y;
-          p[4 * q + 2] += v.z;
-          p[4 * q + 3] += v.w;
-        }
-      }
-    }
-    if (strip < strips && (!halves || group == 0)) {
+    if (parts) AddParts(p, strip < strips);
+    if (strip < strips && (!parts || group == 0)) {
       uint8_t* place = storage.P() + (first + strip) * Shape::kStripBytes;
 #pragma unroll
       for (int q = 0; q < Shape::kQuads; ++q) StoreQuad(place, q, Quad(p, q));
       FenceAsyncProxy();
     }
-    SyncBoth();
-    SendStrips(first, strips, &storage.Barriers().p_full);
+    SyncAll();
+    if (group == 0 && warp == 0) {
+      SendStrips(first, strips, ScratchOf(0), &storage.Barriers().p_full);
+    }
   }
 
-  __device__ __forceinline__ void MultiplyX(Tile& p, bool halves) {
+  // Adds the warpgroups' parts of P up, in warpgroup 0.
+  __device__ __forceinline__ void AddParts(Tile& p, bool own) {
+    const int part = args.p_cols / 16 * Shape::kQuads * 32;  // float4 of a warpgroup
+    auto* parts = reinterpret_cast<float4*>(storage.Hidden()) + warp * Shape::kQuads * 32 + lane;
+    if (group > 0 && own) {
+#pragma unroll
+      for (int q = 0; q < Shape::kQuads; ++q) parts[(group - 1) * part + q * 32] = Quad(p, q);
+    }
+    SyncAll();
+    if (group > 0 || !own) return;
+#pragma unroll
+    for (int q = 0; q < Shape::kQuads; ++q) {
+#pragma unroll
+      for (int g = 0; g < kGroups - 1; ++g) {
+        const float4 v = parts[g * part + q * 32];
+        p[4 * q] += v.x;
+        p[4 * q + 1] += v.y;
+        p[4 * q + 2] += v.z;
+        p[4 * q + 3] += v.w;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void MultiplyX(Tile& p, bool parts) {
     ClusterRing x = XRingOf(storage);
     ClusterRing x_done = x;
     const int box_bytes = args.p_cols * 128;  // of A1
     const int stage_bytes = args.x_boxes * Shape::kXBytes;
-    const int boxes = halves ? args.x_boxes / 2 : args.x_boxes;
-    const int first_box = halves ? group * boxes : 0;
-    const int first_row = halves ? 0 : group * 1024;
+    const int boxes = parts ? args.x_boxes / kGroups : args.x_boxes;
+    const int first_box = parts ? group * boxes : 0;
+    const int first_row = parts ? 0 : group % 2 * 1024;
     int in_slot = 0;
     int stage = 0;
 #pragma unroll 1
@@ -182,17 +194,17 @@ struct ClusterConsumer {
   }
 
   // The bias of this thread's two units of tile `tile`.
-  __device__ __forceinline__ float2 Bias(const UnitRange& units, int tile) const {
+  __device__ __forceinline__ float2 Bias(const UnitRange<Shape>& units, int tile) const {
     float2 bias = {0, 0};
-    const int unit = (units.first + 2 * tile + group) * 64 + warp * 16 + lane / 4;
-    if (args.bias == nullptr || 2 * tile + group >= units.count) return bias;
+    const int unit = (units.first + kGroups * tile + group) * 64 + warp * 16 + lane / 4;
+    if (args.bias == nullptr || group >= units.UnitsOf(tile)) return bias;
     if (unit < args.hidden) bias.x = __ldg(args.bias + unit);
     if (unit + 8 < args.hidden) bias.y = __ldg(args.bias + unit + 8);
     return bias;
   }
 
   // Issues h = B1 P', the warpgroup's 64 units of a tile. kPending of its chunks are left under
-  // way. A tile of one unit has nothing for warpgroup 1; it then multiplies what it finds.
+  // way. A tile of few units has nothing for the last warpgroups; these multiply what they find.
   __device__ __forceinline__ void Up(Tile& h) {
     constexpr int kSteps = Shape::kUpDepth / 16;
     const uint64_t p = Tokens(storage.P());
@@ -227,7 +239,7 @@ struct ClusterConsumer {
       for (int i = 0; i < kDownSteps; ++i) {
 #pragma unroll
         for (int t = 0; t < Shape::kTiles; ++t) {
-          Product::Shared(s[t], Advance(a, i * kDownStepBytes + t * 2048),
+          Product::Shared(s[t], Advance(a, i * kDownStepBytes + t * kGroups * 1024),
                           Advance(b, i * kTokenStep));
         }
       }
@@ -242,12 +254,16 @@ struct ClusterConsumer {
     PinRegisters(h);
 #pragma unroll
     for (int i = 0; i < Shape::kTokens / 2; ++i) h[i] += i % 4 < 2 ? bias.x : bias.y;
-    ActivateTile<T>(h, a, args.activation);
+    if constexpr (Shape::kGelu) {
+      ActivateTile<T, Activation::kGelu>(h, a);
+    } else {
+      ActivateTile<T>(h, a, args.activation);
+    }
   }
 
   // Makes the tile's units the B operand of the second product.
   __device__ __forceinline__ void StoreHidden(const uint32_t (&a)[Shape::kTokens / 4]) const {
-    SyncBoth();  // the last tile's units are no longer read
+    SyncAll();  // the last tile's units are no longer read
     uint8_t* place = storage.Hidden() + (group * 4 + warp) * Shape::kStripBytes +
                      (lane / 8 % 2 * Shape::kTokens + lane / 16 * 8 + lane % 8) * 16;
 #pragma unroll
@@ -259,16 +275,18 @@ struct ClusterConsumer {
       StoreMatrix2Transposed(place + q * 128, a[2 * q], a[2 * q + 1]);
     }
     FenceAsyncProxy();
-    SyncBoth();
+    SyncAll();
   }
 
   // s = A2 act(B1 P' + bias) over the block's units, and to the others. While a tile is activated,
   // the tensor cores work on the second product of the one before; while it is stored, on the first
   // of the next.
   __device__ __forceinline__ void Walk(Tile (&s)[Shape::kTiles]) {
-    const UnitRange units(args, block);
+    const UnitRange<Shape> units(args, block);
     const int tiles = units.Tiles();
     float2 bias = Bias(units, 0);
+#pragma unroll
+    for (int t = 0; t < Shape::kTiles; ++t) PinRegisters(s[t]);
     BarrierWait(&storage.Barriers().p_full, 0);
     if (tiles == 0) {
       SendTiles<0>(s);
@@ -289,13 +307,13 @@ struct ClusterConsumer {
       EndChunks<Shape::kPending, 0>();
     }
     StoreHidden(a);
-    LastDown(s, units.Halves(tiles - 1) * (Shape::kDownChunks / 2));
+    LastDown(s, units.UnitsOf(tiles - 1) * Shape::kUnitChunks);
     SendTiles<0>(s);
     while (done.slot != at.slot) done.Release();
   }
 
-  // The second product of the last tile, whose `chunks` are all kept until its end: one set of
-  // accumulators after the other, so that the first is on its way to its owners meanwhile.
+  // The second product of the last tile. Several sets of accumulators: one after the other, so
+  // that the first is on its way to its owners meanwhile; the chunks are all kept until the end.
   __device__ __forceinline__ void LastDown(Tile (&s)[Shape::kTiles], int chunks) {
     const uint64_t hidden = Tokens(storage.Hidden());
 #pragma unroll
@@ -305,7 +323,7 @@ struct ClusterConsumer {
 #pragma unroll 1
       do {
         if (t == 0) at.WaitFull();
-        const uint64_t a = Advance(Weights(Slot(), Shape::kRank), group * 1024 + t * 2048);
+        const uint64_t a = Advance(Weights(Slot(), Shape::kRank), (group + t * kGroups) * 1024);
         const uint64_t b = Advance(hidden, chunk * kDownSteps * kTokenStep);
         WgmmaFence();
 #pragma unroll
@@ -313,8 +331,13 @@ struct ClusterConsumer {
           Product::Shared(s[t], Advance(a, i * kDownStepBytes), Advance(b, i * kTokenStep));
         }
         at.Next();
+        if constexpr (Shape::kTiles == 1) {
+          WgmmaCommit();
+          WgmmaWait<1>();
+          if (chunk > 0) done.Release();
+        }
       } while (++chunk < chunks);
-      WgmmaCommit();
+      if constexpr (Shape::kTiles > 1) WgmmaCommit();
     }
   }
 
@@ -324,7 +347,7 @@ struct ClusterConsumer {
     if constexpr (kTile < Shape::kTiles) {
       WgmmaWait<Shape::kTiles - 1 - kTile>();
       PinRegisters(s[kTile]);
-      SendSums(s[kTile], 2 * kTile + group);
+      SendSums(s[kTile], kGroups * kTile + group);
       SendTiles<kTile + 1>(s);
     }
   }
@@ -334,69 +357,105 @@ struct ClusterConsumer {
     if (tile >= Shape::kRankTiles) return;
     const int strip = tile * 4 + warp;
     const int owner = strip / args.strips;
-    const uint8_t* place =
-        storage.Exchange() + lane * 16 +
-        (block * args.strips + strip - owner * args.strips) * Shape::kStripSumBytes;
-    const uint32_t there = ClusterAddress(place, owner);
+    const int place = block * args.strips + strip - owner * args.strips;
+    const uint32_t there =
+        ClusterAddress(storage.Exchange() + place * Shape::kStripSumBytes, owner);
     const uint32_t barrier = ClusterAddress(&storage.Barriers().sum_full, owner);
+    if constexpr (Shape::kHalfSums) {
+      SendHalves(s, there, ClusterAddress(storage.Scales() + place, owner), barrier);
+    } else {
 #pragma unroll
-    for (int q = 0; q < Shape::kQuads; ++q) {
-      StoreAsyncCluster4(there + q * 512, Quad(s, q), barrier);
+      for (int q = 0; q < Shape::kQuads; ++q) {
+        StoreAsyncCluster4(there + q * 512 + lane * 16, Quad(s, q), barrier);
+      }
     }
   }
 
-  // Adds up the block's own strips, in the order of the blocks, eight rows of a strip at a time:
-  //   put(strip of S, first row, unit)   by lanes 0 to 15, and 16 to 31 the same:
-  // `unit` is columns 8 h to 8 h + 7 of the strip, h = lane / 8 % 2, of row first + lane % 8, in T.
+  // A strip as float16, scaled by a power of two that brings its largest element to 2^14 or more
+  // (but below 2^15): eleven bits of each element, where rounding S to bfloat16 keeps eight; of
+  // those less than 2^-28 of the largest, fewer.
+  __device__ __forceinline__ void SendHalves(const Tile& s, uint32_t there, uint32_t scale_there,
+                                             uint32_t barrier) const {
+    float most = 0;
+#pragma unroll
+    for (float v : s) most = fmaxf(most, fabsf(v));
+    const uint32_t exponent = max(__reduce_max_sync(0xffffffff, __float_as_uint(most)) >> 23, 15u);
+    const float scale = __uint_as_float((268 - exponent) << 23);
+    const auto pack = [&](float x, float y) {
+      return __uint_as_float(Pack2<__half>(x * scale, y * scale));
+    };
+    if (lane == 0) {
+      StoreAsyncCluster1(scale_there, __uint_as_float((exponent - 14) << 23), barrier);
+    }
+#pragma unroll
+    for (int q = 0; q + 1 < Shape::kQuads; q += 2) {
+      const float* v = &s[4 * q];
+      StoreAsyncCluster4(there + q * 256 + lane * 16,
+                         {pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7])},
+                         barrier);
+    }
+    if constexpr (Shape::kQuads % 2 == 1) {
+      constexpr int q = Shape::kQuads - 1;
+      StoreAsyncCluster2(there + q * 256 + lane * 8,
+                         {pack(s[4 * q], s[4 * q + 1]), pack(s[4 * q + 2], s[4 * q + 3])}, barrier);
+    }
+  }
+
+  // Quad q of the block's own strip `strip`, summed up in the order of the blocks.
+  __device__ __forceinline__ float4 SumOf(int strip, int q) const {
+    float4 sum = {};
+    const uint8_t* from = storage.Exchange() + strip * Shape::kStripSumBytes;
+    const int step = args.strips * Shape::kStripSumBytes;
+    if constexpr (Shape::kHalfSums) {
+      from += q + 1 < Shape::kQuads || q % 2 == 1 ? q / 2 * 512 + lane * 16 + q % 2 * 8
+                                                  : q * 256 + lane * 8;
+      const float* scales = storage.Scales() + strip;
+#pragma unroll 8
+      for (int b = 0; b < args.blocks; ++b) {
+        const uint2 v = *reinterpret_cast<const uint2*>(from + b * step);
+        const float scale = scales[b * args.strips];
+        const float2 low = Unpack2<__half>(v.x);
+        const float2 high = Unpack2<__half>(v.y);
+        sum.x = fmaf(low.x, scale, sum.x);
+        sum.y = fmaf(low.y, scale, sum.y);
+        sum.z = fmaf(high.x, scale, sum.z);
+        sum.w = fmaf(high.y, scale, sum.w);
+      }
+    } else {
+      from += q * 512 + lane * 16;
+#pragma unroll 8
+      for (int b = 0; b < args.blocks; ++b) {
+        sum = Add(sum, *reinterpret_cast<const float4*>(from + b * step));
+      }
+    }
+    return sum;
+  }
+
+  // Adds up the block's own strips, eight rows of a strip at a time: put(strip of S, q, sums).
   template <class Put>
   __device__ __forceinline__ void AddSums(const Put& put) const {
     BarrierWaitCluster(&storage.Barriers().sum_full, 0);
-    const float scale = kTwiceGelu<T> && args.activation == Activation::kGelu ? 0.5f : 1.0f;
-    const int quads = storage.StripsOfS(block, Shape::kStrips) * Shape::kQuads;
-    const auto* sums = reinterpret_cast<const float4*>(storage.Exchange()) + lane;
-    const int block_step = args.strips * Shape::kQuads * 32;
-    uint8_t* turned = storage.Scratch() + (group * 4 + warp) * 256 + lane % 16 * 16;
-    for (int i = group * 4 + warp; i < quads; i += 8) {
-      float4 sum = {};
-      const float4* from = sums + i * 32;
-#pragma unroll 8
-      for (int b = 0; b < args.blocks; ++b) sum = Add(sum, from[b * block_step]);
-      __syncwarp();
-      StoreMatrix2Transposed(turned, Pack2<T>(sum.x * scale, sum.y * scale),
-                             Pack2<T>(sum.z * scale, sum.w * scale));
-      __syncwarp();
-      put(block * args.strips + i / Shape::kQuads, i % Shape::kQuads * 8,
-          *reinterpret_cast<const float4*>(turned));
+    const float scale = kTwiceGelu<T> && Shape::kGelu ? 0.5f : 1.0f;
+    const int quads = storage.StripsOfS(block) * Shape::kQuads;
+    for (int i = group * 4 + warp; i < quads; i += kConsumerWarps) {
+      const int strip = i / Shape::kQuads;
+      const int q = i - strip * Shape::kQuads;
+      const float4 sum = SumOf(strip, q);
+      put(block * args.strips + strip, q,
+          float4{sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale});
     }
   }
 
-  // Sends a unit of S to all blocks.
-  __device__ __forceinline__ void SendUnit(int strip, int row, const float4& unit) const {
-    const uint8_t* place = storage.P() + strip * Shape::kStripBytes +
-                           (lane / 8 % 2 * Shape::kTokens + row + lane % 8) * 16;
-#pragma unroll
-    for (int i = 0; i < kMaxClusterBlocks; i += 2) {
-      const int to = i + lane / 16;
-      if (to < args.blocks) {
-        StoreAsyncCluster4(ClusterAddress(place, to), unit,
-                           ClusterAddress(&storage.Barriers().s_full, to));
-      }
-    }
-  }
-
-  // Writes a unit of S to memory.
-  __device__ __forceinline__ void StoreUnit(int strip, int row, const float4& unit) const {
-    const int col = strip * 16 + lane / 8 % 2 * 8;
-    row += lane % 8;
-    if (lane >= 16 || row >= args.s.rows) return;
-    T* to = static_cast<T*>(args.s.data) + row * args.s.stride + col;
-    if (col + 8 <= args.s.cols) {
-      *reinterpret_cast<float4*>(to) = unit;
-    } else {
-#pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        if (col + c < args.s.cols) to[c] = reinterpret_cast<const T*>(&unit)[c];
-      }
+  // S, the block's strips of it, to all blocks.
+  __device__ __forceinline__ void GatherS() {
+    AddSums([&](int strip, int q, const float4& sum) {
+      StoreQuad(storage.P() + strip * Shape::kStripBytes, q, sum);
+    });
+    FenceAsyncProxy();
+    SyncAll();
+    if (group == 0 && warp == 0) {
+      SendStrips(block * args.strips, storage.StripsOfS(block), ScratchOf(1),
+                 &storage.Barriers().s_full);
     }
   }
 };

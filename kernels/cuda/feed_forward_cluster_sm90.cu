@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/feed_forward_cluster.cuh"
 #include "kernels/cuda/feed_forward_cluster.h"
@@ -10,9 +12,13 @@ cudaError_t LaunchFeedForwardClusterSm90(const FeedForwardParams& params, DType 
     return cudaErrorInvalidValue;
   }
   return VisitFloat(dtype, [&]<class T>() {
+    constexpr bool kHalfSums = std::is_same_v<T, __nv_bfloat16>;
     const auto launch = [&]<int kRows, int kRankTiles>() {
-      return LaunchFeedForwardCluster<T, ClusterShape<kRows, kRankTiles>>(params, tile.splits,
-                                                                          stream);
+      return params.activation == Activation::kGelu
+                 ? LaunchFeedForwardCluster<T, ClusterShape<kRows, kRankTiles, kHalfSums, true>>(
+                       params, tile.splits, stream)
+                 : LaunchFeedForwardCluster<T, ClusterShape<kRows, kRankTiles, kHalfSums, false>>(
+                       params, tile.splits, stream);
     };
     if (tile.rank > 256) {
       return VisitAtLeast<320>(tile.rank, [&]<int>() {
@@ -20,7 +26,7 @@ cudaError_t LaunchFeedForwardClusterSm90(const FeedForwardParams& params, DType 
             tile.rows, [&]<int kRows>() { return launch.template operator()<kRows, 5>(); });
       });
     }
-    return VisitAtLeast<32, 40, 48, 64, 72>(tile.rows, [&]<int kRows>() {
+    return VisitAtLeast<24, 32, 40, 48, 64, 72>(tile.rows, [&]<int kRows>() {
       return tile.rank <= 128 ? launch.template operator()<kRows, 2>()
                               : launch.template operator()<kRows, 4>();
     });

@@ -8,173 +8,198 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 
-// From a block's strips of S, summed up, to the result: S itself, or x = LayerNorm(x + S B2' + b).
-// For the latter each block computes some columns of S B2' for all rows, rounds them to T, and
-// sends each row to the block that normalises it. (Moments of rows would be less to send, but with
-// the tokens as columns they lie across lanes and warps.)
+// From S to x = LayerNorm(x + S B2' + b). Each block has some columns of the result, for all rows:
+// products are turned into rows through shared memory, a few threads to a row; blocks exchange the
+// moments of their parts of the rows, mean and squares about it, which merge without cancellation
+// (Chan).
 
 namespace flashsvd {
 
-template <class T, class Shape>
-struct ClusterTail {
-  ClusterConsumer<T, Shape>& consumer;
-  const ClusterStorage& storage;
+// y = S B2' + b, rounded to T, to shared memory. kCount: tiles of 64 columns that a warpgroup has.
+template <class T, class Shape, int kCount>
+struct ClusterColumns {
+  using Consumer = ClusterConsumer<T, Shape>;
+  static constexpr int kSteps = Shape::template kTailSteps<kCount>;
+  static constexpr int kChunks = Shape::kRank / (kSteps * 16);
+
+  Consumer& c;
+  const ClusterStorage<Shape>& storage;
   const ClusterArgs& args;
+  const int columns;    // of the block
+  float2 bias[kCount];  // of columns lane / 4 and lane / 4 + 8
 
-  __device__ __forceinline__ explicit ClusterTail(ClusterConsumer<T, Shape>& consumer)
-      : consumer(consumer), storage(consumer.storage), args(consumer.args) {}
-
-  // y = B2 S', the warpgroup's tiles of it.
-  template <int kCount>
-  __device__ __forceinline__ void Multiply(typename ClusterConsumer<T, Shape>::Tile (&y)[kCount]) {
-    using Consumer = ClusterConsumer<T, Shape>;
-    constexpr int kSteps = Shape::template kTailSteps<kCount>;
-    auto& c = consumer;
-    const int step_bytes = args.d_cols * 32;
-    uint64_t b = Consumer::Tokens(storage.P());
-    for (int k = 0; k < Shape::kRank; k += kSteps * 16) {
-      c.at.WaitFull();
-      const uint64_t a = Advance(Consumer::Weights(c.Slot(), args.d_cols), c.group * 1024);
-      WgmmaFence();
+  __device__ __forceinline__ explicit ClusterColumns(Consumer& consumer)
+      : c(consumer),
+        storage(consumer.storage),
+        args(consumer.args),
+        columns(storage.ColumnsOf(consumer.block)) {
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-#pragma unroll
-        for (int t = 0; t < kCount; ++t) {
-          Consumer::Product::Shared(y[t], Advance(a, i * step_bytes + t * 2048),
-                                    Advance(b, i * Consumer::kTokenStep));
-        }
-      }
-      WgmmaCommit();
-      b = Advance(b, kSteps * Consumer::kTokenStep);
-      c.at.Next();
-      WgmmaWait<1>();
-      if (k > 0) c.done.Release();
+    for (int t = 0; t < kCount; ++t) {
+      bias[t] = {0, 0};
+      if (!Has(t) || args.b2_bias == nullptr) continue;
+      const float* from = args.b2_bias + c.block * args.d_cols + Strip(t) * 16 + c.lane / 4;
+      bias[t] = {from[0], from[8]};
     }
-    WgmmaWait<0>();
-    c.done.Release();
-#pragma unroll
-    for (int t = 0; t < kCount; ++t) PinRegisters(y[t]);
   }
 
-  // The block's columns of S B2', kCount tiles of 64 of them to a warpgroup, to all rows' blocks.
-  template <int kCount>
-  __device__ __forceinline__ void ComputeColumns() {
-    using Consumer = ClusterConsumer<T, Shape>;
+  // The warp's strip of 16 columns in tile t, and whether there is one.
+  __device__ __forceinline__ int Strip(int t) const { return (kGroups * t + c.group) * 4 + c.warp; }
+  __device__ __forceinline__ bool Has(int t) const { return Strip(t) * 16 < columns; }
+
+  // Issues y += B2 S' for chunk number `chunk` of S, which is next in the ring. The ring ends with
+  // B2, so that nothing needs to be released any more.
+  __device__ __forceinline__ void MultiplyChunk(typename Consumer::Tile (&y)[kCount], int chunk) {
+    c.at.WaitFull();
+    const uint64_t a = Advance(Consumer::Weights(c.Slot(), args.d_cols), c.group * 1024);
+    const uint64_t b =
+        Advance(Consumer::Tokens(storage.P()), chunk * (kSteps * Consumer::kTokenStep));
+    WgmmaFence();
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+      for (int t = 0; t < kCount; ++t) {
+        Consumer::Product::Shared(y[t], Advance(a, i * args.d_cols * 32 + t * kGroups * 1024),
+                                  Advance(b, i * Consumer::kTokenStep));
+      }
+    }
+    WgmmaCommit();
+    c.at.Next();
+  }
+
+  // REQUIRES: columns > 0.
+  __device__ __forceinline__ void Compute() {
     typename Consumer::Tile y[kCount] = {};
-    auto& c = consumer;
-    const int lane = c.lane;
-    float2 bias[kCount];
+#pragma unroll
+    for (int t = 0; t < kCount; ++t) PinRegisters(y[t]);
+    if (c.group * 64 < columns) {
+#pragma unroll 1
+      for (int chunk = 0; chunk < kChunks; ++chunk) MultiplyChunk(y, chunk);
+    }
+    WgmmaWait<0>();
+#pragma unroll
+    for (int t = 0; t < kCount; ++t) PinRegisters(y[t]);
 #pragma unroll
     for (int t = 0; t < kCount; ++t) {
-      const int col = c.block * args.d_cols + ((2 * t + c.group) * 4 + c.warp) * 16 + lane / 4;
-      bias[t] = {0, 0};
-      if (args.b2_bias != nullptr && col + 8 < args.x.cols) {
-        bias[t] = {__ldg(args.b2_bias + col), __ldg(args.b2_bias + col + 8)};
-      }
-    }
-    BarrierWait(&storage.Barriers().s_full, 0);
-    FenceAsyncProxy();  // S came by ordinary stores
-    if (c.group == 0 || args.d_cols > 64) {
-      Multiply(y);
-    } else {
-      for (int k = 0; k < Shape::kRank; k += Shape::template kTailSteps<kCount> * 16) {
-        c.at.WaitFull();
-        c.at.Release();
-      }
-    }
-    Consumer::SyncBoth();  // the slots are no longer read, and become the place of the rows
-    const int pitch = storage.Pitch();
-#pragma unroll
-    for (int t = 0; t < kCount; ++t) {
-      const int col = ((2 * t + c.group) * 4 + c.warp) * 16;
-      if (col >= args.d_cols) break;
-      uint8_t* place = storage.Slots() + lane % 8 * pitch + (col + lane / 8 % 2 * 8) * 2;
+      if (!Has(t)) break;
+      uint8_t* place =
+          storage.Rows() + (Strip(t) * 2 + c.lane / 8 % 2) * Shape::kUnitPitch + c.lane % 8 * 16;
 #pragma unroll
       for (int q = 0; q < Shape::kQuads; ++q) {
         const float4 v = Consumer::Quad(y[t], q);
-        StoreMatrix2Transposed(place + q * 8 * pitch, Pack2<T>(v.x + bias[t].x, v.y + bias[t].x),
+        StoreMatrix2Transposed(place + q * 128, Pack2<T>(v.x + bias[t].x, v.y + bias[t].x),
                                Pack2<T>(v.z + bias[t].y, v.w + bias[t].y));
       }
     }
-    FenceAsyncProxy();
-    Consumer::SyncBoth();
-    SendRows();
-  }
-
-  __device__ __forceinline__ void SendRows() const {
-    if (!ElectOne()) return;
-    const int row_bytes = args.tokens * storage.Pitch();
-    for (int to = consumer.group * 4 + consumer.warp; to < args.blocks; to += 8) {
-      const int bytes = storage.TokensOf(to, Shape::kTokens) * storage.Pitch();
-      if (bytes == 0 || to == consumer.block) continue;
-      CopyToCluster(ClusterAddress(storage.Exchange() + consumer.block * row_bytes, to),
-                    storage.Slots() + to * row_bytes, bytes,
-                    ClusterAddress(&storage.Barriers().y_full, to));
-    }
+    Consumer::SyncAll();
   }
 };
 
-// What a thread has of its first row of x.
-using Residual = uint4[4];
+// The block's columns of each row, kLanes threads of a warp to a row with kUnits units of eight
+// columns each.
+template <class T, class Shape, int kCount>
+struct ClusterRows {
+  static constexpr int kLanes = Shape::kRowLanes;
+  static constexpr int kWarpRows = 32 / kLanes;
+  static constexpr int kUnits = (kCount * 16 + kLanes - 1) / kLanes;
+  static constexpr int kMoments = (kMaxClusterBlocks + kLanes - 1) / kLanes;
 
-// x = LayerNorm(x + y) of the block's rows: kThreads threads to a row, with kUnits units of eight
-// columns each, all 256 / kThreads rows at a time.
-template <class T, class Shape, int kThreads, int kUnits>
-struct ClusterNorm {
-  const ClusterStorage& storage;
+  const ClusterStorage<Shape>& storage;
   const ClusterArgs& args;
-  const int block;
-  const int rows;
-  T* x;               // the block's first row
-  int place[kUnits];  // of a unit, in the block's first row of y
+  const int columns;  // of the block
+  const int blocks;   // that have columns
+  const int lane;     // of the row's; in a warp's last lanes none
+  const int row;      // of the cluster
+  const bool stored;  // there is such a row
+  const int column;   // the block's first
+  T* x;               // there
+  float inverse;      // 1 / columns
+  float inverse_d;
+  float2* moments;  // of the row, the first block's
+  uint4 residual[kUnits];
+  float v[kUnits][8];
 
-  __device__ __forceinline__ ClusterNorm(const ClusterStorage& storage, int block, int first_row)
+  // Reads x.
+  __device__ __forceinline__ ClusterRows(const ClusterStorage<Shape>& storage, int block,
+                                         int first_row)
       : storage(storage),
         args(storage.args),
-        block(block),
-        rows(min(storage.TokensOf(block, Shape::kTokens),
-                 static_cast<int>(args.x.rows) - first_row - block * args.tokens)),
-        x(static_cast<T*>(args.x.data) + (first_row + block * args.tokens) * args.x.stride) {
+        columns(storage.ColumnsOf(block)),
+        blocks(storage.BlocksOfResult()),
+        lane(threadIdx.x % 32 / kLanes < kWarpRows ? threadIdx.x % 32 % kLanes : kNone),
+        row(threadIdx.x / 32 * kWarpRows + threadIdx.x % 32 / kLanes),
+        stored(lane != kNone && row < Shape::kTokens && first_row + row < args.x.rows),
+        column(block * args.d_cols),
+        x(static_cast<T*>(args.x.data) + (first_row + row) * args.x.stride + column),
+        inverse(1.0f / static_cast<float>(columns)),
+        inverse_d(1.0f / static_cast<float>(args.x.cols)),
+        moments(storage.Moments() + min(row, Shape::kTokens - 1)) {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      const int from = Column(u) / args.d_cols;
-      place[u] = (from == block ? static_cast<int>(storage.Slots() - storage.Exchange()) +
-                                      block * args.tokens * storage.Pitch()
-                                : from * args.tokens * storage.Pitch()) +
-                 (Column(u) - from * args.d_cols) * 2;
+      residual[u] = {};
+      if (stored && Has(u)) residual[u] = *reinterpret_cast<const uint4*>(x + Column(u));
     }
   }
 
-  __device__ __forceinline__ static int Column(int u) {
-    return (u * kThreads + threadIdx.x % kThreads) * 8;
-  }
-  __device__ __forceinline__ bool Has(int u) const { return Column(u) < args.x.cols; }
+  static constexpr int kNone = 1 << 16;
+  __device__ __forceinline__ int Column(int u) const { return (u * kLanes + lane) * 8; }
+  __device__ __forceinline__ bool Has(int u) const { return Column(u) < columns; }
 
-  __device__ __forceinline__ void LoadX(Residual& v, int row) const {
+  // The sum over the threads of a row.
+  __device__ __forceinline__ static float RowSum(float v) {
+    if constexpr (kLanes == 3) {
+      const int first = threadIdx.x % 32 / 3 * 3;
+      const float a = __shfl_sync(0xffffffff, v, first);
+      const float b = __shfl_sync(0xffffffff, v, min(first + 1, 31));
+      return a + b + __shfl_sync(0xffffffff, v, min(first + 2, 31));
+    } else {
+      return LaneSum<kLanes>(v);
+    }
+  }
+
+  // x + y, and the moments of the block's columns of it to the other blocks.
+  __device__ __forceinline__ void Begin(int block) {
+    const uint8_t* y = storage.Rows() + row * 16;
+    float sum = 0;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      v[u] = {};
-      if (row < rows && Has(u)) {
-        v[u] = *reinterpret_cast<const uint4*>(x + row * args.x.stride + Column(u));
+      if (!Has(u)) continue;
+      const uint4 a = *reinterpret_cast<const uint4*>(y + (u * kLanes + lane) * Shape::kUnitPitch);
+      const uint32_t ys[4] = {a.x, a.y, a.z, a.w};
+      const uint32_t xs[4] = {residual[u].x, residual[u].y, residual[u].z, residual[u].w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 p = Unpack2<T>(ys[i]);
+        const float2 q = Unpack2<T>(xs[i]);
+        v[u][2 * i] = p.x + q.x;
+        v[u][2 * i + 1] = p.y + q.y;
+      }
+      sum +=
+          ((v[u][0] + v[u][1]) + (v[u][2] + v[u][3])) + ((v[u][4] + v[u][5]) + (v[u][6] + v[u][7]));
+    }
+    const float mean = RowSum(sum) * inverse;
+    float squares = 0;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      if (!Has(u)) continue;
+      float part[2] = {};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float off = v[u][i] - mean;
+        part[i % 2] = fmaf(off, off, part[i % 2]);
+      }
+      squares += part[0] + part[1];
+    }
+    squares = RowSum(squares);
+    if (row >= Shape::kTokens) return;
+    const float2* place = moments + block * Shape::kTokens;
+#pragma unroll
+    for (int i = 0; i < kMoments; ++i) {
+      const int to = i * kLanes + lane;
+      if (to < blocks) {
+        StoreAsyncCluster2(ClusterAddress(place, to), {mean, squares},
+                           ClusterAddress(&storage.Barriers().moments_full, to));
       }
     }
-  }
-
-  __device__ __forceinline__ void LoadFirst(Residual& v) const { LoadX(v, threadIdx.x / kThreads); }
-
-  // The sum over the threads of a row; `turn`: every call has another parity than the one before.
-  __device__ __forceinline__ float RowSum(float v, int turn) const {
-    v = LaneSum<(kThreads < 32 ? kThreads : 32)>(v);
-    if constexpr (kThreads > 32) {
-      auto* sums = reinterpret_cast<float*>(storage.Scratch()) + turn % 2 * 8;
-      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
-      NamedBarrierSync(kBothWarpgroups, 256);
-      const float* own = sums + threadIdx.x / kThreads * (kThreads / 32);
-      v = own[0];
-#pragma unroll
-      for (int i = 1; i < kThreads / 32; ++i) v += own[i];
-    }
-    return v;
   }
 
   __device__ __forceinline__ static void Read8(float (&v)[8], const float* from) {
@@ -183,74 +208,52 @@ struct ClusterNorm {
     v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
     v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
   }
-  __device__ __forceinline__ static float Sum8(const float (&v)[8]) {
-    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
-  }
 
-  __device__ __forceinline__ void ReadWeights(float (&gamma)[kUnits][8],
-                                              float (&beta)[kUnits][8]) const {
-    BarrierWait(&storage.Barriers().norm_full, 0);
+  // Normalises, once the moments of the other columns are here.
+  __device__ __forceinline__ void End() {
+    float gamma[kUnits][8], beta[kUnits][8];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       if (!Has(u)) continue;
-      Read8(gamma[u], storage.Norm(0) + Column(u));
-      Read8(beta[u], storage.Norm(1) + Column(u));
+      Read8(gamma[u], args.norm.gamma + column + Column(u));
+      Read8(beta[u], args.norm.beta + column + Column(u));
     }
-  }
-
-  // `residual`: as LoadFirst left it.
-  __device__ __forceinline__ void Run(Residual& residual) const {
-    float gamma[kUnits][8], beta[kUnits][8];
-    ReadWeights(gamma, beta);
-    BarrierWait(&storage.Barriers().y_full, 0);
-    ClusterArriveRelaxed();  // nothing is sent to this block any more
-    const float inverse_d = 1.0f / static_cast<float>(args.x.cols);
-    for (int first = 0; first < args.tokens; first += 256 / kThreads) {
-      const int row = first + static_cast<int>(threadIdx.x) / kThreads;
-      if (kThreads <= 32 && row >= rows) break;
-      float v[kUnits][8] = {};
-      float sum = 0;
+    float counts[kMoments];
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        if (!Has(u)) continue;
-        const uint4 y =
-            *reinterpret_cast<const uint4*>(storage.Exchange() + place[u] + row * storage.Pitch());
-        const uint32_t ys[4] = {y.x, y.y, y.z, y.w};
-        const uint32_t xs[4] = {residual[u].x, residual[u].y, residual[u].z, residual[u].w};
+    for (int i = 0; i < kMoments; ++i) {
+      counts[i] = i * kLanes + lane < blocks
+                      ? static_cast<float>(storage.ColumnsOf(i * kLanes + lane))
+                      : 0.0f;
+    }
+    BarrierWaitCluster(&storage.Barriers().moments_full, 0);
+    float2 m[kMoments];
+    float mean = 0;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 a = Unpack2<T>(ys[i]);
-          const float2 b = Unpack2<T>(xs[i]);
-          v[u][2 * i] = a.x + b.x;
-          v[u][2 * i + 1] = a.y + b.y;
-        }
-        sum += Sum8(v[u]);
+    for (int i = 0; i < kMoments; ++i) {
+      const int b = i * kLanes + lane;
+      m[i] = b < blocks ? moments[b * Shape::kTokens] : float2{0, 0};
+      mean = fmaf(m[i].x, counts[i], mean);
+    }
+    mean = RowSum(mean) * inverse_d;
+    float squares = 0;
+#pragma unroll
+    for (int i = 0; i < kMoments; ++i) {
+      const float off = m[i].x - mean;
+      squares += fmaf(counts[i] * off, off, m[i].y);
+    }
+    const float scale = rsqrtf(fmaf(RowSum(squares), inverse_d, args.norm.epsilon));
+    if (!stored) return;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      if (!Has(u)) continue;
+      uint32_t packed[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* w = &v[u][2 * i];
+        packed[i] = Pack2<T>(fmaf((w[0] - mean) * scale, gamma[u][2 * i], beta[u][2 * i]),
+                             fmaf((w[1] - mean) * scale, gamma[u][2 * i + 1], beta[u][2 * i + 1]));
       }
-      LoadX(residual, row + 256 / kThreads);
-      const float mean = RowSum(sum, 0) * inverse_d;
-      float squares = 0;
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        if (!Has(u)) continue;
-        float square[8];
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          v[u][j] -= mean;
-          square[j] = v[u][j] * v[u][j];
-        }
-        squares += Sum8(square);
-      }
-      const float scale = rsqrtf(RowSum(squares, 1) * inverse_d + args.norm.epsilon);
-      if (row >= rows) continue;
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        if (!Has(u)) continue;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) v[u][j] = fmaf(v[u][j] * scale, gamma[u][j], beta[u][j]);
-        *reinterpret_cast<uint4*>(x + row * args.x.stride + Column(u)) =
-            uint4{Pack2<T>(v[u][0], v[u][1]), Pack2<T>(v[u][2], v[u][3]),
-                  Pack2<T>(v[u][4], v[u][5]), Pack2<T>(v[u][6], v[u][7])};
-      }
+      *reinterpret_cast<uint4*>(x + Column(u)) = uint4{packed[0], packed[1], packed[2], packed[3]};
     }
   }
 };

@@ -359,7 +359,12 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
   };
   if (warp == 0 && ElectOne()) {
     for (auto& weights : storage.weights) weights.Init(4 * kGroups);
-    for (auto& barriers : storage.bias_barriers) barriers.Init(4 * kGroups);
+    for (auto& barriers : storage.bias_barriers) {
+      for (int i = 0; i < kBiasTiles; ++i) {
+        BarrierInit(&barriers.full[i], kBiasWriters);
+        BarrierInit(&barriers.empty[i], kBiasReaders * kGroups);
+      }
+    }
     storage.x.Init(8);
     BarrierInit(&storage.x_used, 2 * blocks);
     BarrierInit(&storage.p_full, 3);

@@ -39,8 +39,10 @@ struct StreamStorage {
       std::min(kTail ? 24 : 14, (kFeedForwardShared - kFixed) / Shape::kSlotBytes);
 
   alignas(1024) uint8_t rows[2][kRowBytes];
-  uint8_t slots[kSlots][Shape::kSlotBytes];
+  // Ahead of the slots: compute-sanitizer takes an operand whose rows are one and the same for as
+  // long as if they were not, and must find it inside the block's memory.
   BiasOperand<T, Shape> bias;
+  alignas(128) uint8_t slots[kSlots][Shape::kSlotBytes];
   RingBarriers<kSlots> weights;
   RingBarriers<kXSlots> x;
   std::conditional_t<kTail, TailStorage<Shape>, NoTail> tail;

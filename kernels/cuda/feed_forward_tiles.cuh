@@ -63,20 +63,22 @@ struct WeightProducer {
   }
 };
 
-// Brings the bias of tile number `tile` of the range; a warp, converged.
+// Brings the bias of tile number `tile` of the range; a warp. Every thread arrives for what it
+// wrote or read itself (kBiasWriters, kBiasReaders): that costs nothing, and racecheck can follow
+// it.
+constexpr int kBiasWriters = 32;
+constexpr int kBiasReaders = 128;  // of a warpgroup
 template <class Shape, int kSlots>
 __device__ __forceinline__ void BringBias(const WeightRing<Shape, kSlots>& ring, const float* bias,
                                           int hidden, const TileRange& tiles, int tile,
                                           RingPosition<kBiasTiles>& at) {
-  const int lane = threadIdx.x % 32;
   ring.bias_barriers->WaitEmpty(at);
 #pragma unroll
-  for (int i = lane; i < Shape::kHidden; i += 32) {
+  for (int i = threadIdx.x % 32; i < Shape::kHidden; i += 32) {
     const int unit = (tiles.first + tile * tiles.step) * Shape::kHidden + i;
     ring.bias[at.slot][i] = bias != nullptr && unit < hidden ? __ldg(bias + unit) : 0.0f;
   }
-  __syncwarp();
-  if (lane == 0) BarrierArrive(&ring.bias_barriers->full[at.slot]);
+  BarrierArrive(&ring.bias_barriers->full[at.slot]);
   at.Next();
 }
 
@@ -87,8 +89,7 @@ __device__ __forceinline__ void StartTile(float (&h)[kCount], const Ring& ring, 
   ring.bias_barriers->WaitFull(at);
   StartFromBias(h, ring.bias[at.slot]);
   PinRegisters(h);
-  __syncwarp();
-  ring.bias_barriers->Release(at);
+  BarrierArrive(&ring.bias_barriers->empty[at.slot]);
 }
 
 // The bias as a product: A has ones in the first three of 16 columns, B a tile's bias in three

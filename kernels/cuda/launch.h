@@ -110,6 +110,9 @@ struct FeedForwardParams {
   LayerNormParams norm;
   // Rows of x before it were complete before the kernel directly ahead of this one began.
   int64_t first_pending_row = 0;
+  // With tiles of fewer than 128 rows that take the norm along: FeedForwardExchangeBytes, 16-byte
+  // aligned, through which the blocks of a cluster send each other P and S.
+  void* exchange = nullptr;
 };
 cudaError_t LaunchFeedForwardSm90(const FeedForwardParams& params, DType dtype,
                                   const FeedForwardTile& tile, cudaStream_t stream);
@@ -184,8 +187,9 @@ cudaError_t LaunchPool(const PoolParams& params, DType dtype, cudaStream_t strea
 // kernel: neither the context nor the sum leaves the chip. Rows of x that belong to no sequence are
 // left as they are or hold anything.
 struct AttentionNormParams {
-  AttentionParams attention;  // context is not used; tiles of the schedule may have any rows from 64
-  GemmAddNormParams output;   // y is not used
+  AttentionParams
+      attention;             // context is not used; tiles of the schedule may have any rows from 64
+  GemmAddNormParams output;  // y is not used
 };
 cudaError_t LaunchAttentionNormSm90(const AttentionNormParams& params, DType dtype,
                                     cudaStream_t stream);

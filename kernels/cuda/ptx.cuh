@@ -267,6 +267,35 @@ __device__ __forceinline__ void StoreWaitRead() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 
+// Until all groups of stores are done, and what they wrote can be read.
+__device__ __forceinline__ void StoreWaitWritten() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+// `bytes` (a multiple of 16) of shared memory to global memory.
+__device__ __forceinline__ void StoreBytes(void* global, const void* shared, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
+               "r"(SharedAddress(shared)), "r"(bytes)
+               : "memory");
+}
+// CopyBytes and CopyBox2 to the same place in all blocks of the cluster whose bit is set in
+// `blocks`; complete on the barrier at the same place in each.
+__device__ __forceinline__ void MulticastBytes(void* shared, const void* global, uint32_t bytes,
+                                               uint64_t* barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "h"(blocks)
+      : "memory");
+}
+__device__ __forceinline__ void MulticastBox2(void* shared, const CUtensorMap* map, int x, int y,
+                                              uint64_t* barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::"
+      "cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(SharedAddress(shared)),
+      "l"(map), "r"(SharedAddress(barrier)), "r"(x), "r"(y), "h"(blocks)
+      : "memory");
+}
+
 // ---- Clusters and registers (9.0) ----
 
 __device__ __forceinline__ uint32_t ClusterRank() {
@@ -314,6 +343,14 @@ __device__ __forceinline__ void StoreAsyncCluster2(uint32_t address, float2 v, u
       : "memory");
 }
 
+// The same of 4 bytes.
+__device__ __forceinline__ void StoreAsyncCluster1(uint32_t address, float v, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
+          address),
+      "f"(v), "r"(barrier)
+      : "memory");
+}
 // The same of 16 bytes.
 __device__ __forceinline__ void StoreAsyncCluster4(uint32_t address, float4 v, uint32_t barrier) {
   asm volatile(

@@ -161,8 +161,9 @@ FeedForwardTile ChooseFewRows(const DeviceFacts& device, int64_t rows, int hidde
     return hidden / 64 >= splits &&
            CeilDiv(rows, group) * splits * 100 <= int64_t{device.num_sms} * percent;
   };
-  if (fits(32, 16, 73)) return tile(32, 16);
   const bool narrow = rank <= 128;
+  if (!narrow && rank <= 256 && fits(24, 12, 55)) return tile(24, 12);
+  if (fits(32, 16, 73)) return tile(32, 16);
   if (narrow && rows > 480 && rows <= 768 && fits(32, 4, 91)) return tile(32, 4);
   for (const int group : {32, 40, 48, 64, 72}) {
     // Wide sums of many rows do not fit, narrow ones take another kernel less time.
@@ -203,6 +204,13 @@ FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, i
   return {.rows = 128,
           .rank = rank,
           .add_norm = KeepsSums(d, rank) && blocks >= FewestBlocksWithNorm(device, blocks)};
+}
+
+int64_t FeedForwardExchangeBytes(const DeviceFacts& device, int64_t rows) {
+  if (device.path != KernelPath::kSm90) return 0;
+  // P and S of every cluster, whose last may have few of its rows: 320 ranks of 2 bytes each. At
+  // most 72 rows are a cluster's, of 8 blocks.
+  return (std::min(rows, int64_t{9} * device.num_sms) + 80) * 1280;
 }
 
 int64_t FeedForwardSumRows(const DeviceFacts& device, int64_t rows, int d, int hidden, int rank) {

@@ -80,6 +80,8 @@ bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_ran
 // `rank`: the larger one; d: the width of x. REQUIRES: HasStreamedFeedForward.
 FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, int d, int hidden,
                                       int rank);
+// Bytes of FeedForwardParams::exchange for up to `rows` rows, or none.
+int64_t FeedForwardExchangeBytes(const DeviceFacts& device, int64_t rows);
 // The most rows, up to `rows`, of which S [rows, down rank] goes through memory: more rows may need
 // fewer.
 int64_t FeedForwardSumRows(const DeviceFacts& device, int64_t rows, int d, int hidden, int rank);

@@ -156,7 +156,9 @@ TEST(TilePolicyTest, FeedForwardIsSplitWhileItsClustersFitTheDevice) {
     const FeedForwardTile t = ChooseFeedForwardTile(kH100, rows, d, hidden, rank);
     return Tile(t.rows, t.splits, t.add_norm);
   };
-  EXPECT_EQ(tile(1), Tile(32, 16, true));
+  EXPECT_EQ(tile(1), Tile(24, 12, true));
+  EXPECT_EQ(tile(144), Tile(24, 12, true));
+  EXPECT_EQ(tile(145), Tile(32, 16, true));
   EXPECT_EQ(tile(192), Tile(32, 16, true));
   EXPECT_EQ(tile(256), Tile(32, 8, true));
   EXPECT_EQ(tile(512), Tile(40, 8, true));
@@ -190,11 +192,14 @@ TEST(TilePolicyTest, EveryFeedForwardTileIsOneThatItsKernelTakes) {
               EXPECT_TRUE(!t.add_norm ||
                           (t.splits == 1 && d % 64 == 0 && d <= (rank > 256 ? 1024 : 768)));
             } else if (t.add_norm) {  // feed_forward_cluster.h
-              EXPECT_TRUE((std::set{32, 40, 48, 64, 72}.contains(t.rows)));
+              EXPECT_TRUE((std::set{24, 32, 40, 48, 64, 72}.contains(t.rows)));
               EXPECT_LE(t.rows, rank > 256 ? 48 : 72);
               EXPECT_GE(t.splits, rank > 256 ? 3 : 2);
               EXPECT_LE(t.splits, std::min(16, hidden / 64));
               EXPECT_TRUE(d % 16 == 0 && d <= 1024);
+              EXPECT_LE((d / 16 + t.splits - 1) / t.splits * 16, t.rows > 32 ? 128 : 256);
+              EXPECT_LE((rows + t.rows - 1) / t.rows * t.rows * 1280,
+                        FeedForwardExchangeBytes(device, rows));
             } else {
               EXPECT_TRUE(t.rows == 64 && t.splits >= 2 && t.splits <= 4);
               EXPECT_LE(t.splits, hidden / 192);
