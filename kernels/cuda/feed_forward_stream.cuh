@@ -141,7 +141,9 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
       WeightProducer<Shape, Storage::kSlots> producer{ring};
       if constexpr (kTail) {
         for (; producer.at.slot < tail.skipped; producer.at.Next()) {
-          BarrierArrive(&storage.weights.full[producer.at.slot]);
+          uint64_t* full = &storage.weights.full[producer.at.slot];
+          BarrierArrive(full);
+          BarrierWait(full, producer.at.phase);  // nobody else does; synccheck wants somebody to
         }
       }
       for (int chunk = 0; chunk < x_chunks * (64 / Shape::kDepth); ++chunk) {
