@@ -168,7 +168,6 @@ class Launcher {
                                 .bias = up.bias(),
                                 .a2 = down.first(),
                                 .activation = args.activation};
-    params.first_pending_row = stream_.last_write().SettledRows(args.x);
     if (tile.add_norm) {
       if (tile.rows < 128) {
         params.exchange = scratch.TakeBytes(FeedForwardExchangeBytes(facts_, args.x.rows));

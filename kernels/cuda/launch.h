@@ -108,8 +108,6 @@ struct FeedForwardParams {
   PackedMatrix b2;  // b2.data null: s is the result
   const float* b2_bias = nullptr;
   LayerNormParams norm;
-  // Rows of x before it were complete before the kernel directly ahead of this one began.
-  int64_t first_pending_row = 0;
   // With tiles of fewer than 128 rows that take the norm along: FeedForwardExchangeBytes, 16-byte
   // aligned, through which the blocks of a cluster send each other P and S.
   void* exchange = nullptr;

@@ -89,9 +89,10 @@ TEST_P(BackendTest, FeedForwardMatchesOracleForEveryMixOfDenseAndLowRank) {
 // waves of those. Rows repeat, so that the oracle needs to compute but a few.
 TEST_P(BackendTest, FeedForwardOfManyRowsMatchesOracle) {
   constexpr int kDistinct = 61;
-  const FeedForwardCase cases[] = {{150, 64, 1100, 40, 30},   {1000, 128, 520, 140, 130},
-                                   {1500, 128, 800, 100, 72}, {8300, 64, 400, 40, 24},
-                                   {16400, 192, 320, 40, 64}, {16700, 128, 200, 130, 250}};
+  const FeedForwardCase cases[] = {
+      {150, 64, 1100, 40, 30},     {1000, 128, 520, 140, 130},   {1500, 128, 800, 100, 72},
+      {8300, 64, 400, 40, 24},     {16400, 192, 320, 40, 64},    {16700, 128, 200, 130, 250},
+      {16400, 768, 400, 240, 230}, {16384, 1024, 200, 300, 320}, {16384, 384, 400, 120, 120}};
   for (FeedForwardCase c : cases) {
     if (!cuda()) c.rows = std::min(c.rows, 200);
     SCOPED_TRACE(::testing::Message() << c.rows << " x " << c.d << " -> " << c.hidden << " ranks "
