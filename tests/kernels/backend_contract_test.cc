@@ -186,7 +186,8 @@ TEST_P(BackendTest, OperationsOfAStreamSeeWhatThoseBeforeThemWrote) {
     return rows.Values();
   };
   const auto expected = run(true);
-  for (int i = 0; i < 10; ++i) EXPECT_TRUE(BitEqual(run(false), expected));
+  const int runs = cuda() ? 10 : 1;  // the CPU does nothing out of order
+  for (int i = 0; i < runs; ++i) EXPECT_TRUE(BitEqual(run(false), expected));
 }
 
 TEST_P(BackendTest, TheHostReadsWhatWasPooledIntoAnOutput) {
