@@ -18,7 +18,7 @@ using RawEncoderService = v1::EncoderService::WithRawCallbackMethod_Embed<
 
 // flashsvd.v1.EncoderService on gRPC's callback API. Small requests are handled on gRPC's event
 // threads, large ones on the workers; nothing waits for the engine. Thread-safe.
-class EncoderService final : public RawEncoderService {
+class EncoderService : public RawEncoderService {
  public:
   explicit EncoderService(const ServiceContext& context) : context_(context) {}
 

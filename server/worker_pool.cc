@@ -34,6 +34,11 @@ void WorkerPool::Continue(std::function<void()> job) {
   changed_.Signal();
 }
 
+int WorkerPool::num_waiting() const {
+  MutexLock lock(&mu_);
+  return static_cast<int>(fresh_.size());
+}
+
 void WorkerPool::Run() {
   for (;;) {
     std::function<void()> job;

@@ -39,6 +39,9 @@ class WorkerPool {
   // refused.
   void Continue(std::function<void()> job);
 
+  // Submitted work that waits.
+  int num_waiting() const;
+
  private:
   struct Job {
     int64_t bytes = 0;
@@ -51,7 +54,7 @@ class WorkerPool {
   }
 
   const Options options_;
-  Mutex mu_;
+  mutable Mutex mu_;
   CondVar changed_;
   std::deque<std::function<void()>> started_ ABSL_GUARDED_BY(mu_);
   std::deque<Job> fresh_ ABSL_GUARDED_BY(mu_);

@@ -88,7 +88,10 @@ TEST_F(EmbedStreamTest, StopsReadingWhileTheWindowIsFull) {
     ASSERT_TRUE(stream->Write(Message(std::to_string(i), LargeRequest())));
   }
   ASSERT_TRUE(stream->WritesDone());
-  Settle();
+  AwaitJobs(kStreamWindow);
+  // Frames arrive in order: with this answer all of the stream's have.
+  v1::EmbedResponse response;
+  EXPECT_TRUE(Embed(TextRequest({"hello"}), &response).ok());
   Release();
   v1::EmbedStreamResponse reply;
   for (int i = 0; i < kMessages; ++i) {
@@ -121,7 +124,7 @@ TEST_F(EmbedStreamTest, DrainAnswersWhatWasReadAndEndsTheStream) {
   for (int i = 0; i < 2; ++i) {
     ASSERT_TRUE(stream->Write(Message(std::to_string(i), LargeRequest())));
   }
-  Settle();
+  AwaitJobs(2);
   service_.DrainStreams();
   Release();
   v1::EmbedStreamResponse reply;
@@ -149,10 +152,10 @@ TEST_F(EmbedStreamTest, CancelDropsWhatWaits) {
   for (int i = 0; i < kStreamWindow; ++i) {
     ASSERT_TRUE(stream->Write(Message(std::to_string(i), LargeRequest())));
   }
-  Settle();
+  AwaitJobs(kStreamWindow);
   context.TryCancel();
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
-  Settle();
+  service_.CancelNewest();
   Release();
   server_->Shutdown();  // waits for the stream
   EXPECT_EQ(MetricValue("flashsvd_abandoned_total{model=\"one\",stage=\"tokenize\"}"),

@@ -268,7 +268,7 @@ TEST_F(EncoderServiceTest, DefaultDeadlineDropsWhatWaitsTooLong) {
     status = result;
     done.count_down();
   });
-  Settle();
+  service_.AwaitCall();
   clock_.Advance(RequestLimits().default_deadline);
   Release();
   done.wait();
@@ -283,10 +283,10 @@ TEST_F(EncoderServiceTest, CancelledCallCostsNoCompute) {
   const v1::EmbedRequest request = LargeRequest();
   std::latch done(1);
   stub_->async()->Embed(&context, &request, &response, [&](grpc::Status) { done.count_down(); });
-  Settle();
+  service_.AwaitCall();
   context.TryCancel();
   done.wait();
-  Settle();
+  service_.CancelNewest();
   Release();
   // The worker takes jobs in order.
   MustEmbed(LargeRequest());
@@ -390,7 +390,7 @@ TEST_F(NarrowTest, RefusesWhatIsOverTheQueueLimitAndSaysWhenToRetry) {
     waiting = result;
     done.count_down();
   });
-  Settle();
+  service_.AwaitCall();
   grpc::ClientContext context;
   v1::EmbedResponse response;
   const grpc::Status status = stub_->Embed(&context, request, &response);

@@ -1,9 +1,11 @@
 #ifndef FLASHSVD_TESTS_SERVER_SERVICE_FIXTURE_H_
 #define FLASHSVD_TESTS_SERVER_SERVICE_FIXTURE_H_
 
+#include <atomic>
 #include <latch>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "flashsvd/v1/encoder.grpc.pb.h"
@@ -20,6 +22,38 @@
 #include "tests/testing/served_model.h"
 
 namespace flashsvd {
+
+// Keeps the reactor of the newest call. Whether gRPC has noticed that a client left does not show,
+// so a test tells the service itself, at the moment that it wants to look at.
+class WatchedService final : public EncoderService {
+ public:
+  using EncoderService::EncoderService;
+
+  grpc::ServerUnaryReactor* Embed(grpc::CallbackServerContext* call,
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override {
+    return Watch(EncoderService::Embed(call, request, response));
+  }
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* EmbedStream(
+      grpc::CallbackServerContext* call) override {
+    return Watch(EncoderService::EmbedStream(call));
+  }
+
+  // Until a call has come and the service has done what it does at once.
+  void AwaitCall() const { newest_.wait(nullptr); }
+  // REQUIRES: a call has come and cannot end yet, since its work is held up.
+  void CancelNewest() const { newest_.load()->OnCancel(); }
+
+ private:
+  template <typename Reactor>
+  Reactor* Watch(Reactor* reactor) {
+    newest_ = reactor;
+    newest_.notify_all();
+    return reactor;
+  }
+
+  std::atomic<grpc::internal::ServerReactor*> newest_{nullptr};
+};
 
 // The service over loopback, with two small models "one" and "two", a clock that the test moves and
 // a single worker that the test can hold up.
@@ -82,15 +116,9 @@ class ServiceFixture : public ::testing::Test {
     held_ = nullptr;
   }
 
-  // Everything that the client has sent on its connection before this has reached the service after
-  // it: frames arrive in order, and the answer proves that the last one did. Repeated, so that
-  // callbacks that those frames caused have run, too.
-  void Settle() {
-    for (int i = 0; i < 50; ++i) {
-      grpc::ClientContext context;
-      v1::ListModelsResponse response;
-      ASSERT_TRUE(stub_->ListModels(&context, {}, &response).ok());
-    }
+  // Until so many jobs wait for the worker, which is held up.
+  void AwaitJobs(int count) {
+    while (workers_.num_waiting() < count) std::this_thread::yield();
   }
 
   grpc::Status Embed(const v1::EmbedRequest& request, v1::EmbedResponse* response) {
@@ -125,7 +153,7 @@ class ServiceFixture : public ::testing::Test {
   WorkerPool workers_;
   DrainGate gate_;
   std::shared_ptr<std::latch> held_;
-  EncoderService service_;
+  WatchedService service_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
   std::shared_ptr<grpc::Channel> channel_;
