@@ -205,7 +205,6 @@ class KernelBench {
     const Buffer qkv = Activations(tokens, columns), context = Activations(tokens, out);
     const AttentionArgs args = {.qkv = {qkv.data(), tokens, columns, columns},
                                 .context = {context.data(), tokens, out, out},
-                                .cu_seqlens = cu.data(),
                                 .host_cu_seqlens = cu.data(),
                                 .num_sequences = sequences,
                                 .max_seqlen = length,

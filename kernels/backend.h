@@ -141,9 +141,9 @@ struct AttentionArgs {
   // Columns of qkv: Q [H, d_qk], then K [H, d_qk], then V [H, d_v].
   Rows qkv;      // [C, H (2 d_qk + d_v)]
   Rows context;  // [C, H d_v] out; see Backend::context_may_replace_query
-  // Whole sequences: [num_sequences + 1] token offsets, of which the first is qkv's row 0.
-  const int32_t* cu_seqlens = nullptr;       // backend memory
-  const int32_t* host_cu_seqlens = nullptr;  // host memory
+  // Whole sequences: [num_sequences + 1] token offsets in host memory, of which the first is qkv's
+  // row 0.
+  const int32_t* host_cu_seqlens = nullptr;
   // What Backend::WriteAttentionSchedule wrote for these sequences; backend memory.
   const void* schedule = nullptr;
   int num_sequences = 0;

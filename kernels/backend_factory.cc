@@ -13,7 +13,8 @@ namespace {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCuda([[maybe_unused]] const BackendOptions& options) {
 #if FSVD_CUDA
-  return CudaBackend::Create(options.dtype, options.device_index, options.cuda_path);
+  return CudaBackend::Create(options.dtype, options.device_index, options.cuda_path,
+                             options.cuda_num_sms);
 #else
   return absl::InvalidArgumentError(
       "device is \"cuda\"; this build has no CUDA (preset cuda-release)");

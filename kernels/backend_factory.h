@@ -24,6 +24,9 @@ struct BackendOptions {
   // CUDA kernels: "" (environment FLASHSVD_CUDA_PATH, else the best for the device), "sm80",
   // "sm90".
   std::string cuda_path;
+  // Choose CUDA kernels as for a device of so many multiprocessors; 0: as many as there are. With
+  // few of them few rows get the kernels that otherwise take many.
+  int cuda_num_sms = 0;
 };
 
 // Whether this build has the CUDA backend and this machine a device that it can use.

@@ -320,7 +320,6 @@ absl::Status Encoder::Attention(const Layer& layer, const Rows& x, const Activat
     FSVD_RETURN_IF_ERROR(backend_.AttentionAddNorm(
         {.qkv = qkv,
          .context = context,
-         .cu_seqlens = batch.cu_seqlens + chunk.first_sequence,
          .host_cu_seqlens = batch.host_cu_seqlens + chunk.first_sequence,
          .schedule = chunk.schedule,
          .num_sequences = chunk.num_sequences,

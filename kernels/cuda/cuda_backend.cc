@@ -32,6 +32,12 @@ class CudaGraph : public Graph {
   cudaGraphExec_t exec_;
 };
 
+// Filling memory and copying to it may still be under way when the call returns, in the default
+// stream, which the streams of slots do not wait for.
+absl::Status FinishLoading(const std::string& what) {
+  return CudaStatus(cudaStreamSynchronize(cudaStreamLegacy), what);
+}
+
 // Values as `as`, on the host.
 std::vector<std::byte> Convert(const float* values, size_t count, DType as) {
   std::vector<std::byte> image(count * DTypeBytes(as));
@@ -49,7 +55,8 @@ std::vector<std::byte> Convert(const float* values, size_t count, DType as) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(DType dtype, int device,
-                                                                 std::string_view path) {
+                                                                 std::string_view path,
+                                                                 int num_sms) {
   if (dtype == DType::kF32) {
     return absl::InvalidArgumentError("CUDA devices compute in f16 and bf16, not f32");
   }
@@ -69,6 +76,7 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(DType dtype, in
                                       std::to_string(facts.compute_capability));
   }
   facts.path = hopper && chosen != "sm80" ? KernelPath::kSm90 : KernelPath::kSm80;
+  if (num_sms > 0) facts.num_sms = num_sms;
   auto backend = std::unique_ptr<CudaBackend>(new CudaBackend(dtype, device, facts));
   FSVD_RETURN_IF_ERROR(backend->UseDevice());
   // Touches the device, so that a broken one is an error here and not of the first batch.
@@ -96,13 +104,16 @@ absl::StatusOr<Buffer> CudaBackend::Allocate(size_t bytes) const {
   CountAllocation();
   Buffer buffer(data, bytes, [](void* p) { cudaFree(p); });
   FSVD_RETURN_IF_ERROR(CudaStatus(cudaMemset(data, 0, bytes == 0 ? 1 : bytes), what));
+  FSVD_RETURN_IF_ERROR(FinishLoading(what));
   return buffer;
 }
 
 absl::StatusOr<Buffer> CudaBackend::CopyOf(const void* host, size_t bytes, const char* what) const {
   FSVD_ASSIGN_OR_RETURN(Buffer buffer, Allocate(bytes));
-  FSVD_RETURN_IF_ERROR(CudaStatus(cudaMemcpy(buffer.data(), host, bytes, cudaMemcpyHostToDevice),
-                                  DeviceName(device_) + ": copying " + what));
+  const std::string copying = DeviceName(device_) + ": copying " + what;
+  FSVD_RETURN_IF_ERROR(
+      CudaStatus(cudaMemcpy(buffer.data(), host, bytes, cudaMemcpyHostToDevice), copying));
+  FSVD_RETURN_IF_ERROR(FinishLoading(copying));
   return buffer;
 }
 

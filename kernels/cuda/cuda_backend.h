@@ -17,9 +17,9 @@ class CudaBackend : public Backend {
  public:
   // dtype kF16 or kBF16. path: "" (the best for this device; environment FLASHSVD_CUDA_PATH
   // overrides), "sm80" or "sm90". InvalidArgument: another dtype or path, a path or a device that
-  // is not there.
+  // is not there. num_sms: BackendOptions::cuda_num_sms.
   static absl::StatusOr<std::unique_ptr<CudaBackend>> Create(DType dtype, int device,
-                                                             std::string_view path);
+                                                             std::string_view path, int num_sms);
 
   std::string_view name() const override { return name_; }
   DType dtype() const override { return dtype_; }

@@ -12,33 +12,35 @@
 namespace flashsvd {
 namespace {
 
-// Matrices row-major, values already rounded to the backend's dtype.
+// Matrices column after column, values already rounded to the backend's dtype.
 class ReferenceLinear : public Linear {
  public:
   ReferenceLinear(const LinearSource& source, size_t bytes)
       : Linear(source.in, source.out, source.rank, source.groups, bytes) {}
 
-  std::vector<float> first;   // weight [out, in], or A [groups * rank, in]
-  std::vector<float> second;  // B [out, rank]
+  std::vector<float> first;   // [in][out] of the weight, or [in][groups * rank] of A
+  std::vector<float> second;  // [rank][out] of B
   std::vector<float> bias;    // [out]
 };
 
-std::vector<float> RoundedCopy(const float* values, size_t count, DType dtype) {
-  std::vector<float> copy(values, values + count);
-  for (float& v : copy) v = RoundTo(dtype, v);
-  return copy;
+std::vector<float> RoundedColumns(const float* matrix, size_t rows, size_t cols, DType dtype) {
+  std::vector<float> columns(rows * cols);
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t c = 0; c < cols; ++c) columns[c * rows + r] = RoundTo(dtype, matrix[r * cols + c]);
+  }
+  return columns;
 }
 
 // Rows of a matrix that lie in `groups` equal runs, each times its own of the equal parts of x.
-std::vector<double> MatVec(const std::vector<float>& matrix, const std::vector<double>& x,
+std::vector<double> MatVec(const std::vector<float>& columns, const std::vector<double>& x,
                            size_t groups = 1) {
   const size_t in = x.size() / groups;
-  std::vector<double> y(matrix.size() / in);
-  for (size_t o = 0; o < y.size(); ++o) {
-    const double* part = x.data() + o / (y.size() / groups) * in;
-    double sum = 0;
-    for (size_t i = 0; i < in; ++i) sum += double{matrix[o * in + i]} * part[i];
-    y[o] = sum;
+  std::vector<double> y(columns.size() / in);
+  const size_t run = y.size() / groups;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t first = i / in * run;  // of this group's rows
+    const float* column = columns.data() + i % in * y.size() + first;
+    for (size_t o = 0; o < run; ++o) y[first + o] += double{column[o]} * x[i];
   }
   return y;
 }
@@ -76,10 +78,10 @@ absl::StatusOr<std::unique_ptr<Linear>> ReferenceBackend::PackLinear(
   linear->bias.resize(out);
   if (source.bias != nullptr) std::copy_n(source.bias, out, linear->bias.begin());
   if (rank == 0) {
-    linear->first = RoundedCopy(source.weight, in * out, dtype_);
+    linear->first = RoundedColumns(source.weight, out, in, dtype_);
   } else {
-    linear->first = RoundedCopy(source.a, groups * rank * in, dtype_);
-    linear->second = RoundedCopy(source.b, out * rank, dtype_);
+    linear->first = RoundedColumns(source.a, groups * rank, in, dtype_);
+    linear->second = RoundedColumns(source.b, out, rank, dtype_);
   }
   return linear;
 }
@@ -185,48 +187,52 @@ absl::Status ReferenceBackend::Project(const ProjectArgs& args, Scratch, Stream&
   return absl::OkStatus();
 }
 
-void ReferenceBackend::AttendRow(const AttentionArgs& args, int head, int64_t token, int64_t begin,
-                                 int64_t end) const {
-  const int64_t heads = args.num_heads;
-  const auto element = [&](int64_t row, int64_t col) {
-    return Element(args.qkv.data, row * args.qkv.stride + col);
-  };
-  std::vector<double> p(end - begin);
-  for (int64_t u = begin; u < end; ++u) {
-    double dot = 0;
-    for (int64_t c = 0; c < args.d_qk; ++c) {
-      dot += element(token, head * args.d_qk + c) * element(u, (heads + head) * args.d_qk + c);
-    }
-    p[u - begin] = Round(dot * args.scale);
+ReferenceBackend::Row ReferenceBackend::Attend(const Row& q, const std::vector<Row>& key_columns,
+                                               const std::vector<Row>& values, float scale) const {
+  Row p(values.size());
+  for (size_t c = 0; c < q.size(); ++c) {
+    for (size_t u = 0; u < p.size(); ++u) p[u] += q[c] * key_columns[c][u];
   }
+  for (double& v : p) v = Round(v * scale);
   const double max = *std::max_element(p.begin(), p.end());
   double sum = 0;
   for (double& v : p) {
     v = std::exp(v - max);
     sum += v;
   }
-  Row o(args.d_v);
-  for (int64_t u = begin; u < end; ++u) {
-    const double weight = Round(p[u - begin] / sum);
-    for (int64_t c = 0; c < args.d_v; ++c) {
-      o[c] += weight * element(u, 2 * heads * args.d_qk + head * args.d_v + c);
-    }
+  Row o(values[0].size());
+  for (size_t u = 0; u < p.size(); ++u) {
+    const double weight = Round(p[u] / sum);
+    for (size_t c = 0; c < o.size(); ++c) o[c] += weight * values[u][c];
   }
-  Rows slice = args.context;
-  slice.cols = args.d_v;
-  slice.data =
-      static_cast<std::byte*>(args.context.data) + int64_t{head} * args.d_v * DTypeBytes(dtype_);
-  Store(o, slice, token);
+  return o;
 }
 
 absl::Status ReferenceBackend::Attention(const AttentionArgs& args, Scratch, Stream&) const {
   CheckArgs(args);
+  const auto columns = [&](const Rows& x, int64_t first, int64_t count) {
+    return Rows{static_cast<std::byte*>(x.data) + first * DTypeBytes(dtype_), x.rows, count,
+                x.stride};
+  };
+  const int64_t heads = args.num_heads;
   for (int s = 0; s < args.num_sequences; ++s) {
     // Offsets count from the first token of the batch, rows from the first of this chunk.
     const int64_t begin = args.host_cu_seqlens[s] - args.host_cu_seqlens[0];
     const int64_t end = args.host_cu_seqlens[s + 1] - args.host_cu_seqlens[0];
-    for (int head = 0; head < args.num_heads; ++head) {
-      for (int64_t t = begin; t < end; ++t) AttendRow(args, head, t, begin, end);
+    for (int64_t head = 0; head < heads; ++head) {
+      const Rows q = columns(args.qkv, head * args.d_qk, args.d_qk);
+      const Rows k = columns(args.qkv, (heads + head) * args.d_qk, args.d_qk);
+      const Rows v = columns(args.qkv, 2 * heads * args.d_qk + head * args.d_v, args.d_v);
+      const Rows o = columns(args.context, head * args.d_v, args.d_v);
+      std::vector<Row> key_columns(args.d_qk), values;
+      for (int64_t u = begin; u < end; ++u) {
+        const Row key = Load(k, u);
+        for (size_t c = 0; c < key.size(); ++c) key_columns[c].push_back(key[c]);
+        values.push_back(Load(v, u));
+      }
+      for (int64_t t = begin; t < end; ++t) {
+        Store(Attend(Load(q, t), key_columns, values, args.scale), o, t);
+      }
     }
   }
   return absl::OkStatus();

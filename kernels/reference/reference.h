@@ -58,8 +58,9 @@ class ReferenceBackend : public Backend {
   Row Activate(Activation activation, Row x) const;
   Row Norm(const Row& x, const LayerNormParams& norm) const;
   Row AddNorm(const Row& x, const Row& y, const LayerNormParams& norm) const;
-  void AttendRow(const AttentionArgs& args, int head, int64_t token, int64_t begin,
-                 int64_t end) const;
+  // One query of a head over its sequence. key_columns: [d_qk][tokens]   values: [tokens][d_v]
+  Row Attend(const Row& q, const std::vector<Row>& key_columns, const std::vector<Row>& values,
+             float scale) const;
 
   const DType dtype_;
 };

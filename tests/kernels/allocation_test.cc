@@ -47,7 +47,6 @@ int64_t AllocationsOfEveryOperation(const Backend& backend) {
       .up = up.get(), .down = down.get(), .x = x.view(), .norm = norm.params(session)};
   const AttentionArgs attention = {.qkv = qkv.view(),
                                    .context = context.view(),
-                                   .cu_seqlens = batch.cu.data(),
                                    .host_cu_seqlens = batch.cu.data(),
                                    .num_sequences = 4,
                                    .max_seqlen = batch.max_seqlen,

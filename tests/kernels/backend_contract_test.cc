@@ -283,7 +283,7 @@ TEST_P(BackendTest, AllocatesZeroedAlignedMemory) {
   EXPECT_EQ(std::count(bytes, bytes + 1000, 0), 1000);
 }
 
-FSVD_INSTANTIATE_BACKEND_TESTS();
+FSVD_INSTANTIATE_BACKEND_TESTS(BackendTest);
 
 }  // namespace
 }  // namespace flashsvd::testing

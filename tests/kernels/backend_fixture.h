@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <future>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -67,13 +68,31 @@ class BackendTest : public ::testing::TestWithParam<BackendParam> {
     return RandomActivations(GetParam().dtype, count, seed);
   }
 
+  // From here on the backend chooses its kernels as for a device of so many multiprocessors, so
+  // that few rows get the kernels of many: few enough for an oracle and for compute-sanitizer.
+  // 0: as many as there are. Of no consequence but on a GPU.
+  void UseMultiprocessors(int count) {
+    if (!cuda()) return;
+    auto made = MakeBackend({.device = "cuda",
+                             .dtype = GetParam().dtype,
+                             .cuda_path = GetParam().isa,
+                             .cuda_num_sms = count});
+    ASSERT_TRUE(made.ok()) << made.status();
+    backend_ = *std::move(made);
+  }
+
   // run(backend) -> result; `terms` as in NearOracleF32.
   template <class RunOn>
   ::testing::AssertionResult Matches(const RunOn& run, double terms, bool activation = false) {
+    const auto start = [&run](const Backend& backend) {  // the slow ones side by side
+      return std::async(std::launch::async, [&] { return run(backend); });
+    };
+    auto oracle = start(*oracle_);
+    std::future<std::vector<float>> naive;
+    if (!f32()) naive = start(*naive_);
     const std::vector<float> actual = run(*backend_);
-    const std::vector<float> oracle = run(*oracle_);
-    if (f32()) return NearOracleF32(actual, oracle, terms, activation);
-    return WithinTwiceNaive(actual, run(*naive_), oracle, RoundoffOf(GetParam().dtype));
+    if (f32()) return NearOracleF32(actual, oracle.get(), terms, activation);
+    return WithinTwiceNaive(actual, naive.get(), oracle.get(), RoundoffOf(GetParam().dtype));
   }
 
   // The same numbers, computed as part of different batches: to the bit, where the backend promises
@@ -108,8 +127,8 @@ inline std::vector<BackendParam> AllBackends() {
   return params;
 }
 
-#define FSVD_INSTANTIATE_BACKEND_TESTS()                                         \
-  INSTANTIATE_TEST_SUITE_P(All, BackendTest, ::testing::ValuesIn(AllBackends()), \
+#define FSVD_INSTANTIATE_BACKEND_TESTS(Suite)                              \
+  INSTANTIATE_TEST_SUITE_P(All, Suite, ::testing::ValuesIn(AllBackends()), \
                            [](const auto& info) { return NameOf(info.param); })
 
 }  // namespace flashsvd::testing

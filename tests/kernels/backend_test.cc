@@ -85,52 +85,111 @@ TEST_P(BackendTest, FeedForwardMatchesOracleForEveryMixOfDenseAndLowRank) {
   }
 }
 
-// A GPU runs other kernels for other numbers of rows: clusters that share them, blocks of 128, full
-// waves of those. Rows repeat, so that the oracle needs to compute but a few.
+// `rows`, each of `width` values, again and again until there are `count`.
+std::vector<float> RepeatRows(const std::vector<float>& rows, size_t width, size_t count) {
+  std::vector<float> all;
+  all.reserve(count * width);
+  while (all.size() < count * width) {
+    all.insert(all.end(), rows.begin(),
+               rows.begin() + std::min(rows.size(), count * width - all.size()));
+  }
+  return all;
+}
+
+// Of a GPU's kernels which one runs depends on how many multiprocessors there are for the rows: so
+// few rows on a device that counts as small reach all of them.
+TEST_P(BackendTest, FeedForwardOfEveryKernelMatchesOracle) {
+  const struct {
+    FeedForwardCase c;
+    int num_sms;
+  } cases[] = {
+      // Clusters that take the norm along, by rows x blocks. Small ranks: 32 x 12, 24 x 8, 32 x 6,
+      // 32 x 4, 32 x 3, 40 x 3, 48 x 3, 64 x 3, 72 x 3.
+      {{61, 128, 788, 100, 72}, 44},
+      {{45, 128, 532, 40, 100}, 24},
+      {{61, 128, 404, 100, 128}, 17},
+      {{61, 128, 276, 100, 72}, 11},
+      {{61, 128, 212, 30, 20}, 9},
+      {{77, 128, 212, 100, 72}, 7},
+      {{93, 128, 212, 128, 72}, 7},
+      {{125, 64, 212, 100, 72}, 7},
+      {{141, 128, 212, 100, 72}, 7},
+      // Up to 256: 24 x 12, 32 x 16, 24 x 8, 32 x 8, 40 x 8, 48 x 8, 64 x 8, 72 x 8.
+      {{45, 128, 788, 240, 130}, 66},
+      {{61, 128, 1044, 200, 240}, 53},
+      {{45, 128, 532, 200, 140}, 24},
+      {{61, 128, 532, 100, 250}, 18},
+      {{77, 128, 532, 240, 240}, 18},
+      {{93, 128, 532, 200, 140}, 18},
+      {{125, 64, 532, 150, 140}, 18},
+      {{141, 128, 532, 140, 130}, 18},
+      // Above: 32 x 16, 32 x 8, 40 x 8, 48 x 8.
+      {{61, 256, 1044, 300, 320}, 44},
+      {{61, 128, 532, 300, 100}, 18},
+      {{77, 128, 532, 257, 300}, 18},
+      {{93, 128, 532, 310, 320}, 18},
+      // Clusters of 4, 3 and 2 blocks with 64 rows, of 2 with 128, then a kernel for the norm.
+      {{150, 128, 800, 200, 72}, 14},
+      {{150, 64, 800, 200, 140}, 11},
+      {{150, 64, 600, 40, 24}, 6},
+      {{300, 64, 400, 140, 24}, 6},
+      // Blocks of 128 rows, then a kernel for the norm.
+      {{300, 72, 320, 40, 64}, 4},
+      {{200, 1024, 200, 200, 250}, 8},
+      // The same with the norm.
+      {{300, 192, 320, 40, 64}, 3},
+      {{257, 128, 200, 130, 250}, 3},
+      {{300, 768, 400, 240, 230}, 3},
+      {{256, 1024, 200, 300, 320}, 2},
+      {{129, 384, 400, 120, 120}, 2},
+  };
+  for (const auto& [c, num_sms] : cases) {
+    if (!cuda() && num_sms > 3) continue;  // enough of them for other backends
+    SCOPED_TRACE(::testing::Message() << c.rows << " x " << c.d << " -> " << c.hidden << " ranks "
+                                      << c.up_rank << " " << c.down_rank << ", " << num_sms);
+    UseMultiprocessors(num_sms);
+    const auto x = Activations(size_t(c.rows) * c.d);
+    EXPECT_TRUE(Matches([&, &c = c](const Backend& b) { return RunOp(b, c, x); },
+                        c.d + c.hidden + c.up_rank + c.down_rank, true));
+  }
+}
+
+// Full waves. Rows repeat, so that the oracle needs to compute but a few.
 TEST_P(BackendTest, FeedForwardOfManyRowsMatchesOracle) {
+  if (!cuda()) GTEST_SKIP() << "other backends have no kernels of their own for many rows";
   constexpr int kDistinct = 61;
-  const FeedForwardCase cases[] = {
-      {150, 64, 1100, 40, 30},     {1000, 128, 520, 140, 130},   {1500, 128, 800, 100, 72},
-      {8300, 64, 400, 40, 24},     {16400, 192, 320, 40, 64},    {16700, 128, 200, 130, 250},
-      {16400, 768, 400, 240, 230}, {16384, 1024, 200, 300, 320}, {16384, 384, 400, 120, 120}};
-  for (FeedForwardCase c : cases) {
-    if (!cuda()) c.rows = std::min(c.rows, 200);
+  const FeedForwardCase cases[] = {{1500, 128, 800, 100, 72},
+                                   {8300, 64, 400, 40, 24},
+                                   {16700, 128, 200, 130, 250},
+                                   {16400, 768, 400, 240, 230}};
+  for (const FeedForwardCase& c : cases) {
     SCOPED_TRACE(::testing::Message() << c.rows << " x " << c.d << " -> " << c.hidden << " ranks "
                                       << c.up_rank << " " << c.down_rank);
     const auto x = Activations(size_t(kDistinct) * c.d);
-    const auto repeat = [&](const std::vector<float>& rows) {
-      std::vector<float> all(size_t(c.rows) * c.d);
-      for (size_t i = 0; i < all.size(); ++i) all[i] = rows[i % rows.size()];
-      return all;
-    };
     const auto run = [&](const Backend& b) {
-      if (&b == backend_.get()) return RunOp(b, c, repeat(x));
+      if (&b == backend_.get()) return RunOp(b, c, RepeatRows(x, c.d, c.rows));
       FeedForwardCase few = c;
       few.rows = kDistinct;
-      return repeat(RunOp(b, few, x));
+      return RepeatRows(RunOp(b, few, x), c.d, c.rows);
     };
     EXPECT_TRUE(Matches(run, c.d + c.hidden + c.up_rank + c.down_rank, true));
   }
 }
 
-// A GPU does this in one kernel when there are many rows in sequences of like lengths. Sequences
-// repeat, so that the oracle needs to compute but a few.
-TEST_P(BackendTest, AttentionAddNormMatchesOracle) {
-  struct Case {
-    std::vector<int> lengths;
-    int repeats, heads, d_qk, d_v, out;
-  };
-  const Case cases[] = {
-      {{70}, 1, 2, 16, 8, 48},          {{33, 1, 0, 64}, 3, 3, 8, 8, 128},
-      {{128}, 40, 12, 40, 40, 768},     {{129, 100, 77}, 17, 12, 40, 40, 768},
-      {{600}, 8, 12, 40, 40, 768},      {{90, 64, 83}, 21, 12, 24, 24, 384},
-      {{65, 61}, 36, 16, 40, 40, 1024}, {{90}, 50, 12, 48, 40, 768},
-  };
-  for (const Case& c : cases) {
+struct AttentionAddNormCase {
+  std::vector<int> lengths;  // of `repeats` runs of such sequences
+  int repeats, heads, d_qk, d_v, out;
+  int num_sms = 0;
+};
+
+class AttentionAddNormTest : public BackendTest {
+ protected:
+  // Sequences repeat, so that the oracle needs to compute but a few.
+  void ExpectMatch(const AttentionAddNormCase& c) {
     SCOPED_TRACE(::testing::Message()
                  << c.repeats << " x " << c.lengths[0] << "..., " << c.heads << " heads of "
-                 << c.d_qk << " " << c.d_v << ", out " << c.out);
-    if (!cuda() && c.out > 128) continue;
+                 << c.d_qk << " " << c.d_v << ", out " << c.out << ", " << c.num_sms);
+    UseMultiprocessors(c.num_sms);
     const AttentionCase few = {c.lengths, c.heads, c.d_qk, c.d_v};
     const auto qkv = Activations(size_t(few.tokens()) * few.columns(), 4);
     const auto x = Activations(size_t(few.tokens()) * c.out, 5);
@@ -146,6 +205,34 @@ TEST_P(BackendTest, AttentionAddNormMatchesOracle) {
     };
     EXPECT_TRUE(Matches(run, MaxLength(c.lengths) + c.d_qk + c.heads * c.d_v + c.out, true));
   }
+};
+
+// A GPU does this in one kernel when its row tiles are many for the device and alike: the first
+// ones not, the others on a device that counts as small.
+TEST_P(AttentionAddNormTest, MatchesOracle) {
+  const AttentionAddNormCase cases[] = {
+      {{70}, 1, 2, 16, 8, 48},
+      {{33, 1, 0, 64}, 3, 3, 8, 8, 128},
+      {{90, 64, 83}, 1, 12, 24, 24, 384},
+      {{128}, 2, 12, 40, 40, 768, 8},
+      {{64, 0, 50}, 1, 12, 40, 40, 768, 4},
+      {{150}, 1, 12, 48, 40, 768, 6},
+      {{129, 100, 77}, 1, 4, 40, 40, 768, 14},
+      {{1, 30, 90, 2}, 1, 2, 48, 48, 768, 4},
+      {{16}, 8, 24, 16, 16, 768, 2},
+  };
+  for (const AttentionAddNormCase& c : cases) ExpectMatch(c);
+}
+
+TEST_P(AttentionAddNormTest, OfManyRowsMatchesOracle) {
+  if (!cuda()) GTEST_SKIP() << "other backends have no kernels of their own for many rows";
+  const AttentionAddNormCase cases[] = {
+      {{128}, 32, 12, 40, 40, 768},          {{512}, 8, 12, 40, 40, 768},
+      {{129, 100, 77}, 17, 12, 40, 40, 768}, {{300}, 15, 12, 40, 40, 768},
+      {{90, 64, 83}, 21, 12, 24, 24, 384},   {{65, 61}, 36, 16, 40, 40, 1024},
+      {{90, 128, 38}, 16, 2, 48, 48, 768},   {{64}, 70, 4, 40, 40, 768},
+  };
+  for (const AttentionAddNormCase& c : cases) ExpectMatch(c);
 }
 
 TEST_P(BackendTest, FeedForwardAppliesEveryActivation) {
@@ -282,7 +369,8 @@ TEST_P(BackendTest, PoolMatchesOracleOnTheSameRows) {
   }
 }
 
-FSVD_INSTANTIATE_BACKEND_TESTS();
+FSVD_INSTANTIATE_BACKEND_TESTS(BackendTest);
+FSVD_INSTANTIATE_BACKEND_TESTS(AttentionAddNormTest);
 
 }  // namespace
 }  // namespace flashsvd::testing

@@ -49,11 +49,18 @@ class Session {
     uploads_.push_back(std::move(memory));
     return static_cast<const T*>(uploads_.back().device());
   }
+  // The same of weights: not by way of the stream, since operations may read them before what the
+  // stream has ahead of them is done.
+  const float* UploadWeights(const std::vector<float>& values) {
+    weights_.push_back(backend_.Upload(values.data(), values.size(), DType::kF32).value());
+    return static_cast<const float*>(weights_.back().data());
+  }
 
  private:
   const Backend& backend_;
   std::unique_ptr<Stream> stream_;
   std::vector<Staging> uploads_;
+  std::vector<Buffer> weights_;
 };
 
 // The bytes between rows, so that a kernel that assumes contiguous rows is caught.
@@ -72,7 +79,11 @@ class GuardedRows {
       : session_(session), dtype_(dtype), rows_(rows), cols_(cols), stride_(stride) {
     memory_ = session.Allocate(2 * kGuard + rows * stride * DTypeBytes(dtype));
     std::memset(memory_.host(), 0xff, memory_.bytes());
-    for (size_t i = 0; i < values.size(); ++i) Set(i / cols, i % cols, values[i]);
+    if (!values.empty()) {
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < cols; ++c) Set(r, c, values[r * cols + c]);
+      }
+    }
     session.Push(memory_);
   }
 
@@ -88,6 +99,7 @@ class GuardedRows {
   std::vector<float> Values() const {
     session_.Pull(memory_);
     std::vector<float> values;
+    values.reserve(rows_ * cols_);
     for (int64_t r = 0; r < rows_; ++r) {
       for (int64_t c = 0; c < cols_; ++c) values.push_back(Get(r, c));
     }
@@ -193,7 +205,8 @@ struct RandomNorm {
     for (float& g : gamma) g += 1;
   }
   LayerNormParams params(Session& session) const {
-    return {session.Upload(gamma), session.Upload(beta), gamma.size() < 8 ? 0.1f : 1e-5f};
+    return {session.UploadWeights(gamma), session.UploadWeights(beta),
+            gamma.size() < 8 ? 0.1f : 1e-5f};
   }
   std::vector<float> gamma, beta;
 };
@@ -306,7 +319,6 @@ inline void SetSequences(Session& session, const std::vector<int32_t>& cu, Atten
   const int num_tokens = static_cast<int>(args->qkv.rows);
   std::vector<std::byte> schedule(backend.AttentionScheduleBytes(num_tokens, num_sequences));
   backend.WriteAttentionSchedule(cu.data(), num_sequences, num_tokens, schedule.data());
-  args->cu_seqlens = session.Upload(cu);
   args->host_cu_seqlens = cu.data();
   args->schedule = session.Upload(schedule);
   args->num_sequences = num_sequences;
