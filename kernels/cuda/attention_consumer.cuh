@@ -3,9 +3,9 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/attention_core.cuh"
 #include "kernels/cuda/attention_ring.cuh"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/softmax_sm90.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace flashsvd {
@@ -15,8 +15,6 @@ template <class S>
 class AttentionConsumer {
  public:
   using T = typename S::Element;
-  static constexpr int kScores = S::kKeys / 2;  // of a thread
-  static constexpr int kOutputs = S::kDim / 2;  // of a thread
 
   __device__ AttentionConsumer(const AttentionKernelParams& params, char* shared, int warpgroup)
       : params_(params),
@@ -24,7 +22,8 @@ class AttentionConsumer {
         tail_(reinterpret_cast<AttentionTail<S>*>(shared + S::kTailOffset)),
         warpgroup_(warpgroup),
         lane_(threadIdx.x % 32),
-        warp_row_(threadIdx.x % 128 / 32 * 16) {}
+        warp_row_(threadIdx.x % 128 / 32 * 16),
+        core_(shared) {}
 
   __device__ void Run() {
     AttentionUnit<S> unit = Take();
@@ -36,7 +35,7 @@ class AttentionConsumer {
       unit = next;
     }
     WgmmaWait<0>();
-    PinRegisters(s_);
+    PinRegisters(core_.s);
   }
 
  private:
@@ -55,7 +54,7 @@ class AttentionConsumer {
     parity_ ^= 1;
     __syncwarp();
     if (lane_ == 0) BarrierArrive(&tail_->unit_taken[warpgroup_]);
-    IssueScores(Keys(unit.slot.slot));
+    core_.IssueScores(unit.slot.slot);
     return unit;
   }
 
@@ -80,130 +79,31 @@ class AttentionConsumer {
       for (int i = 0; i < 4; ++i) {
         const int column = 16 * step + i / 2 * 8;
         const bool inside = column >= begin && column < end && i % 2 * 8 < below;
-        q_[4 * step + i] = inside ? q[i] : 0;
+        core_.q[4 * step + i] = inside ? q[i] : 0;
       }
     }
   }
 
-  // The operand in this slot; its values are a constant distance on.
-  __device__ __forceinline__ uint64_t Keys(int slot) const {
-    return Advance(Swizzle128Descriptor(shared_), slot * S::kSlotBytes);
-  }
-
-  // s <- Q K', in flight.
-  __device__ __forceinline__ void IssueScores(uint64_t keys) {
-    WgmmaFence();
-#pragma unroll
-    for (int step = 0; step < S::kDepthSteps; ++step) {
-      Wgmma<T, S::kKeys>::Registers(s_, &q_[4 * step], Advance(keys, 32 * step), step > 0);
-    }
-    WgmmaCommit();
-  }
-
-  // o (+)= P V, in flight.
-  __device__ __forceinline__ void IssueOutputs(uint64_t values, bool first) {
-    WgmmaFence();
-#pragma unroll
-    for (int step = 0; step < S::kKeys / 16; ++step) {
-      Wgmma<T, S::kDim, 1>::Registers(o_, &p_[4 * step], Advance(values, 16 * S::kRowBytes * step),
-                                      step > 0 || !first);
-    }
-    WgmmaCommit();
-  }
-
-  // Of each block of keys in turn: s, from it p, and o. The tensor cores get a block's scores
-  // together with the outputs of the block before, which then run beside the softmax: one wait for
-  // both before the softmax costs a fifth of the time.
   __device__ __forceinline__ void Compute(const AttentionUnit<S>& unit) {
-    const int to_values = S::kKeyBytes + 2 * Shift(unit.head, params_.d_v);
     RingPosition<S::kSlots> slot = unit.slot;
-    uint64_t keys = Keys(slot.slot);
-    int limit = unit.seqlen;
-    int previous = -1;
-    WgmmaWait<0>();
-    PinRegisters(s_);
-    for (;;) {
-      if (limit < S::kKeys) MaskColumns(s_, limit);
-      if (previous < 0) {
-        reference_ = ReferenceOf<T>(s_, params_.scale_log2);
-        sum_ = {0, 0};
-      }
-      float2 sum = Exponentiate(s_, params_.scale_log2, reference_);
-      // Before the branch: all warps of a warpgroup wait at one place, but each rebases for itself.
-      WgmmaWait<0>();
-      PinRegisters(o_);
-      if (__any_sync(~0u, fmaxf(sum.x, sum.y) > kLimit<T>)) {
-        sum = Rebase(shared_ + slot.slot * S::kSlotBytes, limit);
-      }
-      if (unit.releases && previous >= 0) Release(previous);
-      sum_ = {sum_.x + sum.x, sum_.y + sum.y};
-#pragma unroll
-      for (int i = 0; i < kScores / 2; ++i) p_[i] = Pack2<T>(s_[2 * i], s_[2 * i + 1]);
-      limit -= S::kKeys;
-      if (limit <= 0) break;
-
-      const uint64_t values = Advance(keys, to_values);
-      const bool first = previous < 0;
-      previous = slot.slot;
-      slot.Next();
-      keys = Keys(slot.slot);
-      WaitForSlot(slot, limit);
-      IssueScores(keys);
-      IssueOutputs(values, first);
-      WgmmaWait<1>();
-      PinRegisters(s_);
-    }
-    IssueOutputs(Advance(keys, to_values), previous < 0);
-    WgmmaWait<0>();
-    PinRegisters(o_);
-    if (unit.releases) Release(slot.slot);
-  }
-
-  __device__ __forceinline__ void Release(int slot) {
-    if (lane_ == 0) BarrierArrive(&tail_->slot_empty[slot]);
-  }
-
-  // Raises the references to this block's maxima: computes the block's scores again, by the warp
-  // alone since its neighbours may have nothing to rebase, and scales o. s <- p; returns their
-  // sums. No product may be in flight.
-  __device__ __forceinline__ float2 Rebase(const char* slot, int limit) {
-#pragma unroll
-    for (int j = 0; j < S::kKeys / 8; ++j) {
-      float* scores = s_ + 4 * j;
-      scores[0] = scores[1] = scores[2] = scores[3] = 0;
-      const char* row = slot + (8 * j + lane_ / 4) * S::kRowBytes + 4 * (lane_ % 4);
-#pragma unroll
-      for (int step = 0; step < S::kDepthSteps; ++step) {
-        const auto unit = [&](int i) {  // of 16 bytes; swizzled
-          return *reinterpret_cast<const uint32_t*>(row + (i ^ lane_ / 4) * 16);
-        };
-        Mma16x8x16<T>(scores, &q_[4 * step], unit(2 * step), unit(2 * step + 1));
-      }
-    }
-    MaskColumns(s_, limit);
-    const float2 here = ReferenceOf<T>(s_, params_.scale_log2);
-    const float2 old = reference_;
-    reference_ = {fmaxf(old.x, here.x), fmaxf(old.y, here.y)};
-    const float2 factor = {Exp2(old.x - reference_.x), Exp2(old.y - reference_.y)};
-    sum_ = {sum_.x * factor.x, sum_.y * factor.y};
-#pragma unroll
-    for (int i = 0; i < kOutputs; ++i) o_[i] *= i % 4 < 2 ? factor.x : factor.y;
-    return Exponentiate(s_, params_.scale_log2, reference_);
+    core_.Compute(
+        slot, unit.seqlen, S::kKeyBytes + 2 * Shift(unit.head, params_.d_v), params_.scale_log2,
+        [&](const RingPosition<S::kSlots>& at, int limit) { WaitForSlot(at, limit); },
+        // They came with the keys.
+        [&](const RingPosition<S::kSlots>& at, int limit) { WaitForSlot(at, limit); },
+        [&](int at) {
+          if (unit.releases && lane_ == 0) BarrierArrive(&tail_->slot_empty[at]);
+        });
   }
 
   // Through shared memory, so that memory sees whole rows of the head and not 16 bytes at a time.
   __device__ __forceinline__ void Store(const AttentionUnit<S>& unit) {
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) {
-      sum_.x += __shfl_xor_sync(~0u, sum_.x, step);
-      sum_.y += __shfl_xor_sync(~0u, sum_.y, step);
-    }
-    const float2 inverse = {Reciprocal(sum_.x), Reciprocal(sum_.y)};
+    const float2 inverse = core_.InverseSums();
     char* to = shared_ + S::kResultOffset + warpgroup_ * S::kResultBytes +
                (warp_row_ + lane_ / 4) * S::kResultStride + 4 * (lane_ % 4);
 #pragma unroll
     for (int i = 0; i < S::kDim / 8; ++i) {
-      const float* o = o_ + 4 * i;
+      const float* o = core_.o + 4 * i;
       *reinterpret_cast<uint32_t*>(to + 16 * i) = Pack2<T>(o[0] * inverse.x, o[1] * inverse.x);
       *reinterpret_cast<uint32_t*>(to + 8 * S::kResultStride + 16 * i) =
           Pack2<T>(o[2] * inverse.y, o[3] * inverse.y);
@@ -232,12 +132,7 @@ class AttentionConsumer {
   int lane_;
   int warp_row_;         // of the unit, the warp's first
   uint32_t parity_ = 0;  // of the next unit
-  float2 reference_;
-  float2 sum_;
-  uint32_t q_[4 * S::kDepthSteps];
-  float s_[kScores];
-  uint32_t p_[kScores / 2];
-  float o_[kOutputs];
+  AttentionCore<S> core_;
 };
 
 }  // namespace flashsvd

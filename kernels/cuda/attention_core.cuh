@@ -42,8 +42,10 @@ class AttentionCore {
   //
   // The first block is in `slot` and its scores are in flight; the last one's slot is returned in
   // it. wait_keys(slot, limit), wait_values(slot, limit): until they are there, of a slot of whose
-  // keys the first `limit` count, and the values behind them are zero. release(slot): this warp has
-  // read it. to_values: bytes from a slot's begin to its values' first column.
+  // keys the first `limit` count, and the values behind them are zero. Both must wait on a barrier,
+  // passed or not: its loop keeps the compiler from moving the wait for outputs, which follows
+  // wait_values, into the softmax. release(slot): this warp has read it. to_values: bytes from a
+  // slot's begin to its values' first column.
   template <class WaitKeys, class WaitValues, class Release>
   __device__ __forceinline__ void Compute(RingPosition<S::kSlots>& slot, int seqlen, int to_values,
                                           float scale, const WaitKeys& wait_keys,
@@ -56,10 +58,12 @@ class AttentionCore {
     for (;;) {
       if (limit < S::kKeys) MaskColumns(s, limit);
       if (previous < 0) {
-        reference_ = ReferenceOf<T>(s, scale);
+        reference_ = FirstReferenceOf<T>(s, scale);
         sum = {0, 0};
       }
       float2 part = Exponentiate(s, scale, reference_);
+      PinRegisters(s);
+      wait_values(slot, limit);
       // Before the branch: all warps of a warpgroup wait at one place, but each rebases for itself.
       WgmmaWait<0>();
       PinRegisters(o);
@@ -70,7 +74,6 @@ class AttentionCore {
       sum = {sum.x + part.x, sum.y + part.y};
 #pragma unroll
       for (int i = 0; i < kScores / 2; ++i) p_[i] = Pack2<T>(s[2 * i], s[2 * i + 1]);
-      wait_values(slot, limit);
       limit -= S::kKeys;
       if (limit <= 0) break;
 

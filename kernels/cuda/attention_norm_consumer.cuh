@@ -49,7 +49,7 @@ class AttentionNormConsumer {
     if (head < end) {
       int s = 0;
       TileSegment segment = shared_.Segments()[0];
-      LoadQuery<true>(core.q, segment, head);
+      TakeFirstQuery(core.q, segment, head, slot.slot);
       WaitForKeys(slot);
       core.IssueScores(slot.slot);
       for (;;) {
@@ -59,7 +59,7 @@ class AttentionNormConsumer {
         const bool more = next_head < end;
         TileSegment next = segment;
         if (more) next = shared_.Segments()[turns ? 0 : s + 1];
-        LoadQuery<false>(next_q, next, more ? next_head : head);
+        LoadQuery(next_q, next, more ? next_head : head);
         core.Compute(slot, segment.seqlen, S::kKeyBytes + 2 * HeadShift(head, args_.d_v),
                      args_.scale_log2, wait_keys, wait_values, release);
         slot.Next();
@@ -81,7 +81,6 @@ class AttentionNormConsumer {
       WgmmaWait<0>();
       PinRegisters(core.s);
     }
-    if (plan_.HeadsOf(group_) == 0) StartWithQkv();
     for (; turn < plan_.turns; ++turn) Finish(turn);
   }
 
@@ -141,8 +140,9 @@ class AttentionNormConsumer {
     const float* params = shared_.Params() + column;
     const int warp = threadIdx.x / 32;
     const int place = (DepthOrder<S>(plan_, rank_).steps() + warp / S::kXWarps) % S::kWSlots;
-    const WarpRows<T, S::kN> x(shared_.base + WeightRing<S>::Offset(place) +
-                               warp % S::kXWarps * S::kWarpXBytes);
+    char* rows_of_x =
+        shared_.base + WeightRing<S>::Offset(place) + warp % S::kXWarps * S::kWarpXBytes;
+    const WarpRows<T, S::kN> x(rows_of_x);
     BarrierWait(&barriers_.x[warp / S::kXWarps], 0);
     AddResidual<T, S::kN, false>(acc, x, params);
     SendMoments<S>(acc, stats, &barriers_.stats, first_col / kUnit<S>, row, S::kCluster);
@@ -152,20 +152,34 @@ class AttentionNormConsumer {
     float scale[2];
     float shift[2];
     ScaleAndShift(rows, args_.inverse_d, args_.epsilon, scale, shift);
-#pragma unroll
-    for (int p = 0; p < S::kN / 16; ++p) {
-      NormalizeUnit<T, S::kN>(p, acc, scale, shift, params + S::kCols, params + 2 * S::kCols, x);
-    }
-    __syncwarp();
     const int64_t first_row = tile_row_ + warp_row_;
-    x.Store(static_cast<T*>(args_.x_data) + first_row * args_.x_stride + first_col, args_.x_stride,
-            args_.n - tile_row_ - warp_row_);
+    T* to = static_cast<T*>(args_.x_data) + first_row * args_.x_stride + first_col;
+    // A part is on its way while the next is computed.
+#pragma unroll
+    for (int box = 0; box < S::kN / 64; ++box) {
+#pragma unroll
+      for (int p = 4 * box; p < 4 * box + 4; ++p) {
+        NormalizeUnit<T, S::kN>(p, acc, scale, shift, params + S::kCols, params + 2 * S::kCols, x);
+      }
+      __syncwarp();
+      StoreBox(rows_of_x + box * WarpRows<T, S::kN>::kBoxBytes, to + 64 * box);
+    }
   }
 
  private:
-  __device__ __forceinline__ void StartWithQkv() {
-    WaitForPredecessor();
-    AllowSuccessor();
+  // A warp's 16 rows of 64 columns of x, as WarpRows has them, to `to`.
+  __device__ __forceinline__ void StoreBox(const char* box, T* to) const {
+    const int rows = args_.n - tile_row_ - warp_row_;
+    to += lane_ / 8 * args_.x_stride + lane_ % 8 * 8;
+#pragma unroll
+    for (int first = 0; first < 16; first += 4) {
+      const int row = lane_ / 8 + first;
+      if (row < rows) {
+        *reinterpret_cast<uint4*>(to) =
+            *reinterpret_cast<const uint4*>(box + row * 128 + (lane_ % 8 ^ row % 8) * 16);
+      }
+      to += 4 * args_.x_stride;
+    }
   }
 
   __device__ __forceinline__ void WaitForKeys(const RingPosition<S::kSlots>& slot) {
@@ -187,7 +201,6 @@ class AttentionNormConsumer {
 
   // Q as A operands, zero beyond the head and the segment: rows there are not stored, but could
   // make the warp rebase.
-  template <bool kFirst>
   __device__ __forceinline__ void LoadQuery(uint32_t (&q)[4 * S::kDepthSteps],
                                             const TileSegment& segment, int head) {
     const int begin = HeadShift(head, args_.d_qk);
@@ -197,7 +210,6 @@ class AttentionNormConsumer {
                     head * args_.d_qk - begin + 2 * (lane_ % 4);
     const bool rows[2] = {row >= segment.begin && row < segment.end,
                           row + 8 >= segment.begin && row + 8 < segment.end};
-    if constexpr (kFirst) StartWithQkv();
 #pragma unroll
     for (int step = 0; step < S::kDepthSteps; ++step) {
 #pragma unroll
@@ -210,6 +222,31 @@ class AttentionNormConsumer {
                 : 0;
       }
     }
+  }
+
+  // The same of the query that a producer fetched.
+  __device__ __forceinline__ void TakeFirstQuery(uint32_t (&q)[4 * S::kDepthSteps],
+                                                 const TileSegment& segment, int head,
+                                                 int first_slot) {
+    const int begin = HeadShift(head, args_.d_qk);
+    const int end = begin + args_.d_qk;
+    const int row = warp_row_ + lane_ / 4;
+    const bool rows[2] = {row >= segment.begin && row < segment.end,
+                          row + 8 >= segment.begin && row + 8 < segment.end};
+    const char* from = shared_.Query(group_, first_slot) + (warp_row_ + lane_ % 16) * S::kRowBytes;
+    BarrierWait(&barriers_.q_full[group_], 0);
+#pragma unroll
+    for (int step = 0; step < S::kDepthSteps; ++step) {
+      uint32_t r[4];
+      LoadMatrix4(r, from + ((2 * step + lane_ / 16) ^ lane_ % 8) * 16);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = 16 * step + i / 2 * 8;
+        q[4 * step + i] = column >= begin && column < end && rows[i % 2] ? r[i] : 0;
+      }
+    }
+    __syncwarp();
+    if (lane_ == 0) BarrierArrive(&barriers_.q_taken[group_]);
   }
 
   // The segment's rows of the head into the context.

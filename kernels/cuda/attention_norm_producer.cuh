@@ -78,7 +78,16 @@ __device__ __forceinline__ void FillRing(const AttentionNormArgs& args,
     BarrierArrive(&barriers.v_full[group][i]);
     BarrierArriveTimes(&barriers.kv_empty[group][i], 4);
   }
-  bool started = false;
+  const int row = static_cast<int>(blockIdx.x) / S::kCluster * S::kRows;
+  const bool attends = group < plan.count;
+  if (attends) BarrierExpect(&barriers.q_full[group], S::kBoxBytes);
+  WaitForPredecessor();  // as late as can be: all steps before a first load count
+  if (attends) {
+    const int head = plan.first + group;
+    CopyBox2(shared.Query(group, slot.slot), &args.qkv,
+             head * args.d_qk - HeadShift(head, args.d_qk), row, &barriers.q_full[group]);
+  }
+  int until_query = S::kSlots - 1;  // slots to fill before the one that is lent to the query
 #pragma unroll 1
   for (int i = group; i < plan.count; i += S::kGroups) {
     const int head = plan.first + i;
@@ -87,32 +96,25 @@ __device__ __forceinline__ void FillRing(const AttentionNormArgs& args,
         2 * args.num_heads * args.d_qk + head * args.d_v - HeadShift(head, args.d_v);
 #pragma unroll 1
     for (int s = 0; s < segments; ++s) {
-      const int row = shared.Segments()[s].first_row;
+      const int first_row = shared.Segments()[s].first_row;
       const int seqlen = shared.Segments()[s].seqlen;
 #pragma unroll 1
       for (int key = 0; key < seqlen; key += S::kKeys) {
         BarrierWait(&barriers.kv_empty[group][slot.slot], slot.phase ^ 1);
+        if (until_query-- == 0) BarrierWait(&barriers.q_taken[group], 0);
         uint64_t* k_full = &barriers.k_full[group][slot.slot];
         uint64_t* v_full = &barriers.v_full[group][slot.slot];
         char* to = ring + slot.slot * S::kSlotBytes;
         BarrierExpect(k_full, S::kBoxBytes);
-        if (!started) {  // as late as can be: all steps before a first load count
-          WaitForPredecessor();
-          AllowSuccessor();
-        }
-        CopyBox2(to, &args.qkv, k_column, row + key, k_full);
-        // Nothing else is in the way of the first keys and queries.
-        if (!started) BarrierWait(k_full, 0);
-        started = true;
+        CopyBox2(to, &args.qkv, k_column, first_row + key, k_full);
         BarrierExpect(v_full, S::kBoxBytes);
-        CopyBox2(to + S::kKeyBytes, &args.qkv, v_column, row + key, v_full);
+        CopyBox2(to + S::kKeyBytes, &args.qkv, v_column, first_row + key, v_full);
         slot.Next();
       }
     }
   }
-  if (!started) WaitForPredecessor();
+  if (attends) BarrierWait(&barriers.q_taken[group], 0);
   const int col = rank * S::kCols;
-  const int row = static_cast<int>(blockIdx.x) / S::kCluster * S::kRows;
   int place = 0, lap = 0;
 #pragma unroll 1
   for (int step = 0; step < order.steps() + S::kXSlots; ++step) {

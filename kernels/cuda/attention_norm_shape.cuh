@@ -88,6 +88,8 @@ struct AttentionNormShape {
     uint64_t k_full[kGroups][kSlots];
     uint64_t v_full[kGroups][kSlots];
     uint64_t kv_empty[kGroups][kSlots];
+    uint64_t q_full[kGroups];   // the first query of a warpgroup is there
+    uint64_t q_taken[kGroups];  // and in its registers
     uint64_t w_full[kWSlots];
     uint64_t w_empty[kWSlots];
     uint64_t own[kMaxTurns];   // the heads of this turn are in the context
@@ -113,6 +115,10 @@ template <class S>
 struct AttentionNormShared {
   char* base;
   __device__ __forceinline__ char* Ring(int group) const { return base + group * S::kRingBytes; }
+  // Where a warpgroup's first query arrives: in place of values that come later.
+  __device__ __forceinline__ char* Query(int group, int first_slot) const {
+    return Ring(group) + (first_slot + S::kSlots - 1) % S::kSlots * S::kSlotBytes + S::kKeyBytes;
+  }
   __device__ __forceinline__ char* Context() const { return base + S::kContext; }
   __device__ __forceinline__ float* Params() const {
     return reinterpret_cast<float*>(base + S::kParams);

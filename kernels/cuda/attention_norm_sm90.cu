@@ -45,6 +45,10 @@ __device__ __forceinline__ void Prepare(const AttentionNormArgs& args,
       BarrierInit(&barriers.kv_empty[g][i], 4);
     }
   }
+  for (int g = 0; g < S::kGroups; ++g) {
+    BarrierInit(&barriers.q_full[g], 1);
+    BarrierInit(&barriers.q_taken[g], 4);
+  }
   for (int i = 0; i < S::kWSlots; ++i) {
     BarrierInit(&barriers.w_full[i], 1);
     BarrierInit(&barriers.w_empty[i], 4 * S::kGroups);
@@ -78,7 +82,6 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const int warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
   const int rank = static_cast<int>(ClusterRank());
   const int tile_row = static_cast<int>(blockIdx.x) / S::kCluster * S::kRows;
-
   if (threadIdx.x == 0) Prepare<S>(args, shared, rank);
   if (group == S::kGroups && warp == 3) {
     FindSegments<S>(args, tile_row, shared.Segments(), &barriers.num_segments,
@@ -101,10 +104,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   }
   GrowRegisters<152>();
   BarrierWait(&barriers.params, 0);
-  if (barriers.num_segments == 0) {  // rows of no sequence
-    WaitForPredecessor();
-    return;
-  }
+  WaitForPredecessor();
+  AllowSuccessor();
+  if (barriers.num_segments == 0) return;  // rows of no sequence
   AttentionNormConsumer<S> consumer(args, shared, group, rank);
   consumer.Attend();
   float acc[S::kN / 2];

@@ -9,15 +9,16 @@
 // Softmax without a running maximum, on the accumulators of a warp: 16 rows, of which a thread
 // holds elements of two (rows l / 4 and l / 4 + 8 of lane l; wgmma.cuh).
 //
-// p = 2^(scale s - reference), and the reference of a row is the maximum of its first block of
-// keys, chosen so that p is kStart there. It stays until some p might exceed kLimit, which the row
-// sums show; then the row is rebased. The quotient sum p v / sum p does not depend on the
-// reference, and the room that the 16-bit format leaves above is enough for most rows.
+// p = 2^(scale s - reference), and the reference of a row is set by its first block of keys. It
+// stays until some p might exceed kLimit, which the row sums show; then the row is rebased. The
+// quotient sum p v / sum p does not depend on the reference, and the room that the 16-bit format
+// leaves above is enough for most rows.
 
 namespace flashsvd {
 
-// fp16: P is exact to 2^-25, 2^-29 of the first maximum, and a row may grow by 2^11. bf16 has the
-// exponents of float32; sums of p v stay in its range.
+// fp16: p of the first block's maximum is 2^kLog2Start, P is exact to 2^-25, 2^-29 of that maximum,
+// and a row may grow by 2^11. bf16 has the exponents of float32, so that p may be 1 at any score;
+// sums of p v stay in its range.
 template <class T>
 constexpr float kLog2Start = std::is_same_v<T, __half> ? 4.0f : 0.0f;
 template <class T>
@@ -40,10 +41,22 @@ __device__ __forceinline__ float2 RowMaxima(const float (&s)[kCount]) {
   return {a, b};
 }
 
+// The references of the thread's two rows that their maxima call for.
 template <class T, int kCount>
 __device__ __forceinline__ float2 ReferenceOf(const float (&s)[kCount], float scale) {
   const float2 maxima = RowMaxima(s);
   return {fmaf(maxima.x, scale, -kLog2Start<T>), fmaf(maxima.y, scale, -kLog2Start<T>)};
+}
+
+// Those to begin with.
+template <class T, int kCount>
+__device__ __forceinline__ float2 FirstReferenceOf(const float (&s)[kCount], float scale) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return ReferenceOf<T>(s, scale);
+  } else {  // the scores of the first key
+    const int lane = threadIdx.x & 28;
+    return {scale * __shfl_sync(~0u, s[0], lane), scale * __shfl_sync(~0u, s[2], lane)};
+  }
 }
 
 // Scores of columns from `limit` on become -infinity.
