@@ -115,6 +115,13 @@ __device__ __forceinline__ void ReleaseChunks(Ring& ring, typename Ring::Positio
 template <class T>
 constexpr bool kTwiceGelu = std::is_same_v<T, __nv_bfloat16>;
 
+// Whether the activation of a tile is to be done in a scale of its own (ActivateTile): then P and
+// the bias are to be multiplied by it, and the second product's sums divided.
+template <class T>
+__device__ __forceinline__ float ActivationScale(Activation activation) {
+  return kTwiceGelu<T> && activation == Activation::kGelu ? kTwiceGeluScale : 1.0f;
+}
+
 template <class T, Activation kActivation>
 __device__ __forceinline__ float ActivateRoundedTo(float x) {
   if constexpr (kActivation != Activation::kGelu) return Activate<kActivation>(x);
@@ -130,12 +137,20 @@ __device__ __forceinline__ void ActivateTile(const float (&h)[kCount], uint32_t 
   }
 }
 
-// a = activation(h), the A operand of the second product.
-template <class T, int kCount>
+// a = activation(h), the A operand of the second product. kScaled: both in ActivationScale.
+template <class T, bool kScaled = false, int kCount>
 __device__ __forceinline__ void ActivateTile(const float (&h)[kCount], uint32_t (&a)[kCount / 2],
                                              Activation activation) {
   if (activation == Activation::kGelu) {
-    ActivateTile<T, Activation::kGelu>(h, a);
+    if constexpr (kScaled && kTwiceGelu<T>) {
+#pragma unroll
+      for (int m = 0; m < kCount / 2; ++m) {
+        a[m] = Pack2<T>(ScaledTwiceGeluRoundedToBf16(h[2 * m]),
+                        ScaledTwiceGeluRoundedToBf16(h[2 * m + 1]));
+      }
+    } else {
+      ActivateTile<T, Activation::kGelu>(h, a);
+    }
   } else if (activation == Activation::kGeluTanh) {
     ActivateTile<T, Activation::kGeluTanh>(h, a);
   } else if (activation == Activation::kRelu) {

@@ -95,8 +95,14 @@ struct StreamConsumer {
     PinAccumulator<Shape>(s);
   }
 
-  // P in T: the first columns in registers, the others in shared memory.
-  __device__ __forceinline__ void KeepP(const RankAccumulator<Shape>& s, uint32_t* registers) {
+  // P times `scale` in T: the first columns in registers, the others in shared memory.
+  __device__ __forceinline__ void KeepP(RankAccumulator<Shape>& s, float scale,
+                                        uint32_t* registers) {
+#pragma unroll
+    for (int part = 0; part < Shape::kParts; ++part) {
+#pragma unroll
+      for (float& v : s[part]) v *= scale;
+    }
 #pragma unroll
     for (int m = 0; m < Shape::kRegisterSteps * 4; ++m) registers[m] = PackPair<T, Shape>(s, m);
     NamedBarrierSync(3, 256);  // x is no longer read by either warpgroup
@@ -151,13 +157,14 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
         TailProducer<Shape, Storage>{storage, tail, &maps.x, row}.Run();
       }
     } else if (warp == 10) {
+      const float scale = ActivationScale<T>(activation);
       RingPosition<kBiasTiles> at;
       for (int tile = 0; tile < num_tiles; ++tile) {
-        storage.bias.Bring(bias, tile * Shape::kHidden, hidden, at);
+        storage.bias.Bring(bias, tile * Shape::kHidden, hidden, scale, at);
       }
       if constexpr (kTail) {
         for (int tile = 0; tile < tail.plan.tiles; ++tile) {
-          storage.bias.Bring(tail.bias, tile * Shape::kHidden, tail.plan.d, at);
+          storage.bias.Bring(tail.bias, tile * Shape::kHidden, tail.plan.d, 1.0f, at);
         }
       }
     } else if (warp == 9 && ElectOne()) {
@@ -185,7 +192,7 @@ __global__ void __launch_bounds__(kFeedForwardThreads, 1)
     uint32_t p[Shape::kRegisterSteps > 0 ? Shape::kRegisterSteps * 4 : 1];
     ZeroAccumulator<Shape>(s);
     consumer.First(s, x_chunks);
-    consumer.KeepP(s, p);
+    consumer.KeepP(s, ActivationScale<T>(activation), p);
     ZeroAccumulator<Shape>(s);
     tiles.template Stream<Turn>(s, consumer.OwnRows(), p, num_tiles, activation, &storage.bias);
     WaitForPredecessor();  // which may read, or write, what is written here

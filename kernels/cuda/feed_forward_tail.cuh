@@ -15,8 +15,12 @@
 //
 // s stays in registers, in T, as A operand. The columns of x come in tiles as F did: a tile's
 // chunks of B2 are as large as those of B1 and follow the stream's through the same ring of slots.
-// A tile's accumulator starts as bias + x; there are two, so that a warpgroup takes the moments of
-// one tile while the tensor cores work on its next.
+// A tile's accumulator starts as x; the bias is added as a product. The warpgroups go on taking
+// turns at the tensor cores: one takes a tile's moments and keeps its sums while the other
+// multiplies.
+//
+// Sums are less the mean of their row's first tile, the row's pivot: their moments then need no
+// further shift for the variance to come out of a difference. LayerNorm does not see it.
 //
 // Sums are kept, rounded to T, until the rows' moments are complete: in blocks of 64 columns where
 // the products need shared memory no longer, first in that of P, then in the ring's slots, from the
@@ -24,7 +28,8 @@
 // (Laps). The last two tiles stay in the accumulators. Where that is not room enough, the first
 // tiles stay in registers too.
 // The residual of a tile whose sums will be in shared memory is copied to their place ahead of
-// them; that of the others is loaded by the threads that need it.
+// them; that of the others is loaded by the threads that need it. Either is in registers before the
+// turn of the tile ahead: nothing but products is to happen in a turn.
 //
 // A warp keeps, normalises and writes its own 16 rows, without a barrier.
 
@@ -37,10 +42,8 @@ __device__ __forceinline__ float2 Widen(uint32_t pair) {
   return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
 }
 
-// Of a thread's values of a row: sums about a value among them, close enough to their mean for the
-// variance to come out of a difference.
-struct ShiftedSums {
-  float pivot = 0;
+// Of a thread's values of a row.
+struct RowMoments {
   float sum = 0;
   float squares = 0;
 };
@@ -50,6 +53,7 @@ struct TailConsumer {
   using Tail = TailShape<Shape>;
   using Ring = ShrinkingRing<Storage::kSlots>;
   using Position = typename Ring::Position;
+  using Bias = BiasOperand<T, Shape>;
   using Tile = float[Tail::kCols / 2];
   // Tiles that stay in registers, rounded: the first ones, and the last but one.
   static constexpr int kKept = Tail::kKept + 1;
@@ -87,6 +91,10 @@ struct TailConsumer {
       first = Offset(tail, col / 64) + own;
       second = Offset(tail, col / 64 + 1) + own;
       middle = col % 64;
+    }
+    // Computes them here, not where they are first used.
+    __device__ __forceinline__ void Pin() {
+      asm volatile("" : "+r"(first), "+r"(second), "+r"(middle));
     }
     // Columns 16 p to 16 p + 15 of the tile.
     __device__ __forceinline__ uint8_t* At(int p) const {
@@ -172,13 +180,13 @@ struct TailConsumer {
   }
 
   // Adds this thread's values of its two rows.
-  __device__ __forceinline__ static void AddMoments(ShiftedSums (&m)[2], const Tile& h) {
+  __device__ __forceinline__ static void AddMoments(RowMoments (&m)[2], const Tile& h) {
     float sums[2][2] = {}, squares[2][2] = {};
 #pragma unroll
     for (int j = 0; j < Tail::kCols / 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float v = h[4 * j + i] - m[i / 2].pivot;
+        const float v = h[4 * j + i];
         sums[i / 2][i % 2] += v;
         squares[i / 2][i % 2] = fmaf(v, v, squares[i / 2][i % 2]);
       }
@@ -190,12 +198,34 @@ struct TailConsumer {
     }
   }
   // Of a tile's units of 16 columns only `units` exist: the others are not to count.
-  __device__ __forceinline__ static void Mask(const ShiftedSums (&m)[2], Tile& h, int units) {
+  __device__ __forceinline__ static void Mask(Tile& h, int units) {
 #pragma unroll
     for (int j = 0; j < Tail::kCols / 8; ++j) {
       if (j / 2 < units) continue;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) h[4 * j + i] = m[i / 2].pivot;
+      for (int i = 0; i < 4; ++i) h[4 * j + i] = 0;
+    }
+  }
+
+  // Finds the pivots of this thread's rows, the means of their first tile, and takes them off it.
+  // From then on, first[] takes them off too.
+  __device__ __forceinline__ static void Shift(Tile& h, uint32_t (&first)[4]) {
+    float sums[2][2] = {};
+#pragma unroll
+    for (int j = 0; j < Tail::kCols / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i / 2][i % 2] += h[4 * j + i];
+    }
+    float pivot[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float mean = QuadSum(sums[i][0] + sums[i][1]) * (1.0f / Tail::kCols);
+      pivot[i] = Bias::TakeOff(first[i], mean);
+    }
+#pragma unroll
+    for (int j = 0; j < Tail::kCols / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) h[4 * j + i] -= pivot[i / 2];
     }
   }
 
@@ -203,9 +233,9 @@ struct TailConsumer {
 #pragma unroll
     for (int m = 0; m < Tail::kWords; ++m) words[m] = Pack2<T>(h[2 * m], h[2 * m + 1]);
   }
-  // Sums to shared memory, from column `place` on.
-  __device__ __forceinline__ void Keep(const uint32_t (&sums)[Tail::kWords], int place) const {
-    const Units units(*this, place);
+  // Sums to shared memory.
+  __device__ __forceinline__ static void Keep(const uint32_t (&sums)[Tail::kWords],
+                                              const Units& units) {
 #pragma unroll
     for (int p = 0; p < Tail::kUnits; ++p) {
       StoreMatrix4(units.At(p), sums[4 * p], sums[4 * p + 1], sums[4 * p + 2], sums[4 * p + 3]);
@@ -220,40 +250,46 @@ struct TailConsumer {
     Position done = at;
     uint32_t kept[kKept][Tail::kWords];
     uint32_t words[Tail::kWords];  // of residual
-    ShiftedSums moments[2];
+    uint32_t first[4];
+    RowMoments moments[2];
     Tile h;
+    Turn turn(warpgroup, Turn::Continued{});
     BringRows();
-    // What does not come by itself is requested ahead.
-    const auto request = [&](int tile) {
-      if (tile < plan.tiles && !InShared(tile)) LoadResidual(words, tile);
+    Bias::Rows(first);
+    const auto fetch = [&](int tile) {
+      if (tile >= plan.tiles) return;
+      if (InShared(tile)) {
+        FetchResidual(words, tile);
+      } else {
+        LoadResidual(words, tile);
+      }
     };
-    const auto start = [&](int tile) {
-      if (InShared(tile)) FetchResidual(words, tile);
-      Start(h, words);
-    };
-    request(0);
-    start(0);
+    fetch(0);
+    Start(h, words);
+    fetch(1);
 #pragma unroll 1
     for (int tile = 0; tile < plan.tiles; ++tile) {
-      storage.bias.template Issue<1>(h, bias_tile + tile);
+      turn.Wait();
 #pragma unroll
-      for (int chunk = 0; chunk < Shape::kUpChunks; ++chunk) IssueChunk(h, s, chunk, ring, at);
-      request(tile + 1);
+      for (int chunk = 0; chunk < Shape::kUpChunks; ++chunk) {
+        if (chunk == Shape::kUpChunks - 1) storage.bias.AddRows(h, first, bias_tile + tile);
+        IssueChunk(h, s, chunk, ring, at);
+      }
+      turn.Pass();
+      Units to(*this, InShared(tile) ? Place(tile) : 0);
+      to.Pin();
       ReleaseChunks<Shape::kUpChunks, 0>(ring, done);
       storage.bias.Release(bias_tile + tile);
       PinRegisters(h);
-      if (tile == 0) {
-        moments[0].pivot = h[0];
-        moments[1].pivot = h[2];
-      }
+      if (tile == 0) Shift(h, first);
       const int units = (plan.d - tile * Tail::kCols) / 16;
-      if (units < Tail::kUnits) Mask(moments, h, units);
+      if (units < Tail::kUnits) Mask(h, units);
       AddMoments(moments, h);
       if (tile == plan.tiles - 1) break;
       uint32_t sums[Tail::kWords];
       Pack(sums, h);
       if (InShared(tile)) {
-        Keep(sums, Place(tile));
+        Keep(sums, to);
       } else {
         const int number = tile < plan.first_shared ? tile : kKept - 1;
 #pragma unroll
@@ -263,33 +299,29 @@ struct TailConsumer {
           for (int m = 0; m < Tail::kWords; ++m) kept[k][m] = sums[m];
         }
       }
-      start(tile + 1);
+      Start(h, words);
+      fetch(tile + 2);
     }
     ring.WaitFull(at);
     Finish(moments, kept, h, reinterpret_cast<const float*>(storage.slots[at.slot]));
   }
 
   // What the normalisation of this thread's two rows is to multiply with, and then to add.
-  __device__ __forceinline__ void FindNorms(const ShiftedSums (&moments)[2],
+  __device__ __forceinline__ void FindNorms(const RowMoments (&moments)[2],
                                             float2 (&norms)[2]) const {
-    const float d = static_cast<float>(tail.plan.d);
-    const float inverse_d = 1.0f / d;
+    const float inverse_d = 1.0f / static_cast<float>(tail.plan.d);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      // A quarter of the columns each.
-      const float shift = moments[i].sum * 4 * inverse_d;
-      const float own_mean = moments[i].pivot + shift;
-      const float mean = QuadSum(own_mean) * 0.25f;
-      const float difference = own_mean - mean;
-      const float squares = QuadSum(fmaf(
-          -shift, moments[i].sum, fmaf(difference * difference, 0.25f * d, moments[i].squares)));
-      const float scale = rsqrtf(squares * inverse_d + tail.norm.epsilon);
+      const float mean = QuadSum(moments[i].sum) * inverse_d;
+      const float squares = QuadSum(moments[i].squares);
+      const float variance = fmaxf(fmaf(squares, inverse_d, -mean * mean), 0.0f);
+      const float scale = rsqrtf(variance + tail.norm.epsilon);
       norms[i] = {scale, -mean * scale};
     }
   }
 
   // Normalises the rows and writes them. norm: gamma, and behind it beta.
-  __device__ __forceinline__ void Finish(const ShiftedSums (&moments)[2],
+  __device__ __forceinline__ void Finish(const RowMoments (&moments)[2],
                                          const uint32_t (&kept)[kKept][Tail::kWords],
                                          const Tile& last, const float* norm) {
     const TailPlan& plan = tail.plan;
@@ -311,14 +343,14 @@ struct TailConsumer {
     __syncwarp();
     uint32_t words[Tail::kWords];
     Pack(words, last);
-    Keep(words, plan.tiles > 1 ? Tail::kCols : 0);
-    if (plan.tiles > 1) Keep(kept[kKept - 1], 0);
+    Keep(words, Units(*this, plan.tiles > 1 ? Tail::kCols : 0));
+    if (plan.tiles > 1) Keep(kept[kKept - 1], Units(*this, 0));
     __syncwarp();
     Normalize(norms, norm, held, plan.d);
     if constexpr (Tail::kKept > 0) {
       __syncwarp();
 #pragma unroll
-      for (int k = 0; k < Tail::kKept; ++k) Keep(kept[k], k * Tail::kCols);
+      for (int k = 0; k < Tail::kKept; ++k) Keep(kept[k], Units(*this, k * Tail::kCols));
       __syncwarp();
       Normalize(norms, norm, 0, shared);
     }

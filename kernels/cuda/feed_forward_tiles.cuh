@@ -94,7 +94,8 @@ __device__ __forceinline__ void StartTile(float (&h)[kCount], const Ring& ring, 
 
 // The bias as a product: A has ones in the first three of 16 columns, B a tile's bias in three
 // parts of T, which together are as exact as float32. That spares the consumers the loads, and the
-// additions, of a bias that comes from shared memory.
+// additions, of a bias that comes from shared memory. B has ones in columns 3 and 4: an A with
+// numbers there (Rows) adds them to its rows.
 template <class T, class Shape>
 struct BiasOperand {
   static constexpr bool kIsProduct = true;
@@ -110,33 +111,56 @@ struct BiasOperand {
     }
     FenceAsyncProxy();
   }
-  // Brings the bias of the next tile, units from `first` on of `count`; a warp, converged.
-  __device__ __forceinline__ void Bring(const float* bias, int first, int count,
+  // Brings the bias of the next tile, units from `first` on of `count`, times `scale`; a warp,
+  // converged.
+  __device__ __forceinline__ void Bring(const float* bias, int first, int count, float scale,
                                         RingPosition<kBiasTiles>& at) {
     const int lane = threadIdx.x % 32;
     barriers.WaitEmpty(at);
 #pragma unroll
     for (int i = lane; i < Shape::kHidden; i += 32) {
-      const float b = bias != nullptr && first + i < count ? __ldg(bias + first + i) : 0.0f;
+      const float b = bias != nullptr && first + i < count ? scale * __ldg(bias + first + i) : 0.0f;
       const float high = ToFloat(b);
       const float middle = ToFloat(b - high);
-      *reinterpret_cast<uint4*>(rows[at.slot][i]) = {Pack2<T>(high, middle),
-                                                     Pack2<T>(b - high - middle, 0.0f), 0, 0};
+      *reinterpret_cast<uint4*>(rows[at.slot][i]) = {
+          Pack2<T>(high, middle), Pack2<T>(b - high - middle, 1.0f), Pack2<T>(1.0f, 0.0f), 0};
     }
     FenceAsyncProxy();
     __syncwarp();
     if (lane == 0) BarrierArrive(&barriers.full[at.slot]);
     at.Next();
   }
-  // Issues h = bias, or h += bias, of tile number `tile` that was brought; part of the group that
-  // follows.
-  template <int kAccumulate>
+  // Issues h = bias of tile number `tile` that was brought; part of the group that follows.
   __device__ __forceinline__ void Issue(float (&h)[Shape::kHidden / 2], int tile) {
     const RingPosition<kBiasTiles> at = Position(tile);
     barriers.WaitFull(at);
     WgmmaFence();
     Wgmma<T, Shape::kHidden>::Shared(h, CoreMatrixDescriptor(ones, 128, 0),
-                                     CoreMatrixDescriptor(rows[at.slot], 0, 128), kAccumulate);
+                                     CoreMatrixDescriptor(rows[at.slot], 0, 128), 0);
+  }
+  // Likewise h += bias, with an A from Rows.
+  __device__ __forceinline__ void AddRows(float (&h)[Shape::kHidden / 2], const uint32_t (&a)[4],
+                                          int tile) {
+    const RingPosition<kBiasTiles> at = Position(tile);
+    barriers.WaitFull(at);
+    WgmmaFence();
+    Wgmma<T, Shape::kHidden>::Registers(h, a, CoreMatrixDescriptor(rows[at.slot], 0, 128));
+  }
+  // A in registers: ones in the first three columns.
+  __device__ __forceinline__ static void Rows(uint32_t (&a)[4]) {
+    const int column = threadIdx.x % 4 * 2;
+    a[0] = a[1] = column == 0 ? Pack2<T>(1.0f, 1.0f) : column == 2 ? Pack2<T>(1.0f, 0.0f) : 0;
+    a[2] = a[3] = 0;
+  }
+  // Has a row of it, word `a` in this thread, subtract `value` too, in two parts of T. Returns what
+  // is subtracted, exactly.
+  __device__ __forceinline__ static float TakeOff(uint32_t& a, float value) {
+    const float high = ToFloat(value);
+    const float low = ToFloat(value - high);
+    const int column = threadIdx.x % 4 * 2;
+    if (column == 2) a = Pack2<T>(1.0f, -high);
+    if (column == 4) a = Pack2<T>(-low, 0.0f);
+    return high + low;
   }
   // Once that product is done.
   __device__ __forceinline__ void Release(int tile) {
@@ -161,6 +185,9 @@ struct Turn {
   __device__ __forceinline__ explicit Turn(int warpgroup) : warpgroup(warpgroup) {
     if (warpgroup == 1) Pass();
   }
+  // Where a Turn that both have passed equally often left off.
+  struct Continued {};
+  __device__ __forceinline__ Turn(int warpgroup, Continued) : warpgroup(warpgroup) {}
   __device__ __forceinline__ void Wait() { NamedBarrierSync(1 + warpgroup, 256); }
   __device__ __forceinline__ void Pass() { NamedBarrierArrive(2 - warpgroup, 256); }
 };
@@ -184,7 +211,8 @@ struct TileConsumer {
     return CoreMatrixDescriptor(ring.slots, leading, 128);
   }
 
-  // s += act(P B1' + bias) A2' over `tiles` tiles. P's first kRegisterSteps steps are in registers,
+  // s += act(P B1' + bias) A2' over `tiles` tiles. Where the bias is a product, P and bias come in
+  // ActivationScale. P's first kRegisterSteps steps are in registers,
   // the others in shared memory, [.][64][8].
   // A turn is one product; or, kLongTurns, the second product of a tile and the first of the next:
   // the other warpgroup then has twice as long to activate, which takes longer than one product
@@ -206,14 +234,14 @@ struct TileConsumer {
       if constexpr (!Bias::kIsProduct) StartTile(h, ring, tile);
     };
     const auto issue_up = [&](int tile) {
-      if constexpr (Bias::kIsProduct) bias->template Issue<0>(h, tile);
+      if constexpr (Bias::kIsProduct) bias->Issue(h, tile);
       IssueUp<T, Shape>(h, p_registers, p, up, barriers, at);
     };
     const auto up_done = [&](int tile) {
       if constexpr (Bias::kIsProduct) bias->Release(tile);
       PinRegisters(h);
     };
-    const auto activate = [&] { ActivateTile<T>(h, a, activation); };
+    const auto activate = [&] { ActivateTile<T, Bias::kIsProduct>(h, a, activation); };
     start(0);
     if constexpr (Shape::kLongTurns) {
       turn.Wait();
@@ -253,11 +281,12 @@ struct TileConsumer {
       }
     }
     if (kTwiceGelu<T> && activation == Activation::kGelu) {
+      constexpr float kScale = 0.5f / (Bias::kIsProduct ? kTwiceGeluScale : 1.0f);
       PinAccumulator<Shape>(s);
 #pragma unroll
       for (int p = 0; p < Shape::kParts; ++p) {
 #pragma unroll
-        for (float& v : s[p]) v *= 0.5f;
+        for (float& v : s[p]) v *= kScale;
       }
     }
     PinAccumulator<Shape>(s);
