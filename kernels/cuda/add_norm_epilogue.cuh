@@ -7,8 +7,8 @@
 
 namespace flashsvd {
 
-// What gemm_add_norm_sm90.cu and gemm_pair_add_norm_sm90.cu do to a product in the accumulators of
-// a warpgroup, [64, kN] of a row tile whose d columns are spread over a cluster: add the residual,
+// What gemm_add_norm_sm90.cu and attention_norm_sm90.cu do to a product in the accumulators of a
+// warpgroup, [64, kN] of a row tile whose d columns are spread over a cluster: add the residual,
 // take the moments of whole rows, normalise. `Loop` is the GemmMainloop of the product, or has its
 // kN, kRows and kCols; wgmma.cuh says which thread holds what.
 
@@ -73,21 +73,6 @@ class WarpRows {
           *reinterpret_cast<uint4*>(x + 64 * box) =
               *reinterpret_cast<const uint4*>(from + box * kBoxBytes);
         }
-      }
-      x += 4 * stride;
-    }
-  }
-
-  // The same of columns 64 i to 64 i + 63 alone.
-  __device__ __forceinline__ void StoreBox(int i, T* x, int64_t stride, int rows) const {
-    const int lane = threadIdx.x % 32;
-    x += lane / 8 * stride + lane % 8 * 8 + 64 * i;
-#pragma unroll
-    for (int first = 0; first < 16; first += 4) {
-      const int row = lane / 8 + first;
-      if (row < rows) {
-        *reinterpret_cast<uint4*>(x) = *reinterpret_cast<const uint4*>(
-            shared_ + i * kBoxBytes + row * 128 + (lane % 8 ^ row % 8) * 16);
       }
       x += 4 * stride;
     }

@@ -142,12 +142,6 @@ class Launcher {
 
   absl::Status ProjectAddNorm(const CudaLinear& linear, const Rows& y, const Rows& x,
                               const LayerNormParams& norm, ScratchMatrices& scratch) const {
-    if (linear.rank() > 0 && PairsAddNorm(facts_, x.rows, linear.out(), linear.rank())) {
-      const cudaError_t error = LaunchGemmPairAddNormSm90(
-          {y, linear.first(), linear.last(), linear.bias(), x, norm}, dtype_, stream_.ForNext());
-      stream_.last_write().Set(x);
-      return Check(error, "factor pair with norm", Shape(x.rows, linear.in(), linear.out()));
-    }
     Rows in = y;
     if (linear.rank() > 0) {
       in = scratch.Take(y.rows, linear.rank());
@@ -228,8 +222,7 @@ size_t CudaBackend::ScratchBytes(const AttentionArgs&) const { return 0; }
 
 size_t CudaBackend::ScratchBytes(const ProjectAddNormArgs& args) const {
   const CudaLinear& linear = Cuda(args.linear);
-  const int64_t middle = AddNormMiddleRows(facts_, args.x.rows, linear.out(), linear.rank());
-  return MiddleBytes(linear, middle) + AddNormBytes(facts_, linear, args.x.rows);
+  return MiddleBytes(linear, args.x.rows) + AddNormBytes(facts_, linear, args.x.rows);
 }
 
 size_t CudaBackend::ScratchBytes(const FeedForwardArgs& args) const {

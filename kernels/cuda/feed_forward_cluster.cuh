@@ -249,7 +249,8 @@ bool LayOutCluster(const FeedForwardParams& params, int blocks, ClusterArgs* arg
   args->shared_bytes = args->slots_offset + args->slots * Shape::kSlotBytes + 1024;
   return args->p_cols <= 128 && args->p_chunks > 0 && (args->p_cols > 64 || args->x_boxes > 1) &&
          (args->x_stages > 1 || args->x_stages_all == 1) &&
-         args->slots > std::max(Shape::kPending + 1, Shape::kDownChunks);
+         args->slots > std::max(Shape::kPending + 1, Shape::kDownChunks) &&
+         args->slots >= Shape::kRank / TailDepth<Shape>(args->d_tiles);  // of B2: none is released
 }
 
 template <class Shape>

@@ -15,8 +15,8 @@ namespace flashsvd {
 //   tile.splits  2 to 16; for ranks over 256 from 3 on
 // d is a multiple of 16 and at most 1024, of which a block gets at most 128 columns, or 256 with up
 // to 32 rows. cudaErrorInvalidValue for anything else, for an empty x, and for what does not fit
-// shared memory. Of clusters of more than 8 blocks only a few
-// fit on a device at a time; the launch fails where none does.
+// shared memory, as do most wide ranks with more than 128 columns. Of clusters of more than 8
+// blocks only a few fit on a device at a time; the launch fails where none does.
 cudaError_t LaunchFeedForwardClusterSm90(const FeedForwardParams& params, DType dtype,
                                          const FeedForwardTile& tile, cudaStream_t stream);
 

@@ -67,20 +67,6 @@ struct GemmAddNormParams {
 cudaError_t LaunchGemmAddNormSm90(const GemmAddNormParams& params, DType dtype,
                                   const AddNormTile& tile, cudaStream_t stream);
 
-// x = LayerNorm(x + (y A') B' + bias), in one kernel: y A', rounded to dtype, stays on chip too.
-//   y: [n, k]   a: [r, k]   b: [d, r]   x: [n, d] in, out
-// The next kernel's blocks may start once all kernels before this one are done (LastWrite).
-struct GemmPairAddNormParams {
-  Rows y;
-  PackedMatrix a;
-  PackedMatrix b;
-  const float* bias = nullptr;
-  Rows x;
-  LayerNormParams norm;
-};
-cudaError_t LaunchGemmPairAddNormSm90(const GemmPairAddNormParams& params, DType dtype,
-                                      cudaStream_t stream);
-
 // x = LayerNorm(x + y)
 //   y: [n, d]   x: [n, d] in, out
 struct AddNormParams {

@@ -119,25 +119,6 @@ AddNormTile ChooseAddNormTile(const DeviceFacts& device, int64_t rows, int d) {
   return {};
 }
 
-namespace {
-
-// The clusters of two blocks, of 64 rows each, that need as long for the pair in one kernel as its
-// two kernels: fewer would leave the device idle where those have more blocks.
-int64_t FewestPairClusters(const DeviceFacts& device) { return CeilDiv(device.num_sms * 42, 100); }
-
-}  // namespace
-
-bool PairsAddNorm(const DeviceFacts& device, int64_t rows, int d, int rank) {
-  if (device.path != KernelPath::kSm90 || d != 768 || rank > 336) return false;
-  // A second wave costs as much as the first: then two kernels are faster.
-  const int64_t clusters = CeilDiv(rows, 64);
-  return clusters >= FewestPairClusters(device) && clusters <= device.num_sms / 2;
-}
-
-int64_t AddNormMiddleRows(const DeviceFacts& device, int64_t rows, int d, int rank) {
-  return PairsAddNorm(device, rows, d, rank) ? (FewestPairClusters(device) - 1) * 64 : rows;
-}
-
 bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_rank) {
   return device.path == KernelPath::kSm90 && std::max(up_rank, down_rank) <= 320;
 }
@@ -145,30 +126,47 @@ bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_ran
 namespace {
 
 // Blocks of a cluster must be neighbours, which leaves some multiprocessors unused: an H100's 132
-// hold 66 clusters of 2, but 30 of 4 and 15 of 8.
+// hold 66 clusters of 2, but 39 of 3, 30 of 4 and 15 of 8.
 bool ClustersFit(const DeviceFacts& device, int64_t clusters, int splits) {
-  return clusters * splits * 100 <= int64_t{device.num_sms} * (splits == 2 ? 100 : 91);
+  const int percent = splits == 2 ? 100 : splits == 3 ? 89 : 91;
+  return clusters * splits * 100 <= int64_t{device.num_sms} * percent;
 }
 
-// Few tokens, the norm included: what other blocks of a cluster hold comes slowly, so a cluster has
-// few rows, the fewest that still leave one cluster for each group of them. rows == 0: too many.
-FeedForwardTile ChooseFewRows(const DeviceFacts& device, int64_t rows, int hidden, int rank) {
-  const auto tile = [&](int group, int splits) {
-    return FeedForwardTile{.rows = group, .rank = rank, .splits = splits, .add_norm = true};
-  };
-  // Every block gets a tile of F, which is 64 wide.
-  const auto fits = [&](int group, int splits, int percent) {
-    return hidden / 64 >= splits &&
-           CeilDiv(rows, group) * splits * 100 <= int64_t{device.num_sms} * percent;
-  };
-  const bool narrow = rank <= 128;
-  if (!narrow && rank <= 256 && fits(24, 12, 55)) return tile(24, 12);
-  if (fits(32, 16, 73)) return tile(32, 16);
-  if (narrow && rows > 480 && rows <= 768 && fits(32, 4, 91)) return tile(32, 4);
-  for (const int group : {32, 40, 48, 64, 72}) {
-    // Wide sums of many rows do not fit, narrow ones take another kernel less time.
-    if (group > (narrow ? 32 : rank > 256 ? 48 : 72)) break;
-    if (fits(group, 8, 91)) return tile(group, 8);
+// Few tokens, the norm included: clusters of `splits` blocks with `rows` rows each, for as many
+// clusters of an H100's as are the fastest. Measured in a pass, where few clusters start sooner
+// behind other kernels than many.
+struct FewRowsShape {
+  int rows;
+  int splits;
+  int most_clusters;
+  int most_d = 1024;
+};
+// Narrow sums let clusters of few blocks have many rows.
+constexpr FewRowsShape kNarrowShapes[] = {{32, 12, 6},      {24, 8, 11}, {32, 6, 16}, {32, 4, 24},
+                                          {32, 3, 32, 384}, {64, 6, 16}, {40, 3, 39}, {48, 3, 39},
+                                          {64, 3, 39},      {72, 3, 39}};
+constexpr FewRowsShape kMiddleShapes[] = {{24, 12, 4}, {32, 16, 5}, {24, 8, 11}, {32, 8, 15},
+                                          {40, 8, 15}, {48, 8, 15}, {64, 8, 15}, {72, 8, 15}};
+// Wide sums of more rows do not fit.
+constexpr FewRowsShape kWideShapes[] = {{32, 16, 6}, {32, 8, 15}, {40, 8, 15}, {48, 8, 15}};
+
+// rows == 0: too many.
+FeedForwardTile ChooseFewRows(const DeviceFacts& device, int64_t rows, int d, int hidden,
+                              int rank) {
+  constexpr int kSms = 132;  // that the shapes are for
+  const std::span<const FewRowsShape> shapes =
+      rank <= 128   ? std::span<const FewRowsShape>(kNarrowShapes)
+      : rank <= 256 ? std::span<const FewRowsShape>(kMiddleShapes)
+                    : std::span<const FewRowsShape>(kWideShapes);
+  for (const FewRowsShape& shape : shapes) {
+    // Every block gets a tile of F, which is 64 wide, and as many columns of x as it can keep.
+    const int64_t cols = CeilDiv(CeilDiv(d, shape.splits), 16) * 16;
+    if (hidden / 64 < shape.splits || d > shape.most_d || cols > (shape.rows > 32 ? 128 : 256)) {
+      continue;
+    }
+    if (CeilDiv(rows, shape.rows) * kSms <= int64_t{shape.most_clusters} * device.num_sms) {
+      return {.rows = shape.rows, .rank = rank, .splits = shape.splits, .add_norm = true};
+    }
   }
   return {};
 }
@@ -187,7 +185,7 @@ int64_t FewestBlocksWithNorm(const DeviceFacts& device, int64_t blocks) {
 FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, int d, int hidden,
                                       int rank) {
   if (d % 16 == 0 && d <= 1024) {
-    const FeedForwardTile few = ChooseFewRows(device, rows, hidden, rank);
+    const FeedForwardTile few = ChooseFewRows(device, rows, d, hidden, rank);
     if (few.rows > 0) return few;
   }
   // Every block of a cluster gets at least two tiles of F, which are up to 96 wide.
@@ -208,8 +206,8 @@ FeedForwardTile ChooseFeedForwardTile(const DeviceFacts& device, int64_t rows, i
 
 int64_t FeedForwardExchangeBytes(const DeviceFacts& device, int64_t rows) {
   if (device.path != KernelPath::kSm90) return 0;
-  // P and S of every cluster, whose last may have few of its rows: 320 ranks of 2 bytes each. At
-  // most 72 rows are a cluster's, of 8 blocks.
+  // P and S of every cluster, whose last may have few of its rows: 2 bytes for each of up to 320
+  // ranks, of 1188 rows; 2808 rows have at most 128 ranks.
   return (std::min(rows, int64_t{9} * device.num_sms) + 80) * 1280;
 }
 

@@ -67,13 +67,6 @@ bool HasFusedAddNorm(const DeviceFacts& device, int d);
 // REQUIRES: HasFusedAddNorm(device, d).
 AddNormTile ChooseAddNormTile(const DeviceFacts& device, int64_t rows, int d);
 
-// Whether x = LayerNorm(x + (y A') B' + b) over d columns, `rank` rows of A, is one kernel
-// (LaunchGemmPairAddNormSm90); else it is a product and the above.
-bool PairsAddNorm(const DeviceFacts& device, int64_t rows, int d, int rank);
-// The most rows, up to `rows`, of which y A' [rows, rank] goes through memory: more rows may need
-// none.
-int64_t AddNormMiddleRows(const DeviceFacts& device, int64_t rows, int d, int rank);
-
 // Whether a factor pair of these ranks is streamed on chip; else the hidden activation of a bounded
 // number of rows goes through memory.
 bool HasStreamedFeedForward(const DeviceFacts& device, int up_rank, int down_rank);

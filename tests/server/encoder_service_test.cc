@@ -34,6 +34,31 @@ class EncoderServiceTest : public ServiceFixture {
   }
 };
 
+// A call of Embed under way.
+class PendingEmbed {
+ public:
+  PendingEmbed(v1::EncoderService::Stub& stub, const v1::EmbedRequest& request)
+      : request_(request) {
+    stub.async()->Embed(&context_, &request_, &response_, [this](const grpc::Status& status) {
+      status_ = status;
+      done_.count_down();
+    });
+  }
+
+  void Cancel() { context_.TryCancel(); }
+  grpc::Status Await() {
+    done_.wait();
+    return status_;
+  }
+
+ private:
+  grpc::ClientContext context_;
+  const v1::EmbedRequest request_;
+  v1::EmbedResponse response_;
+  grpc::Status status_;
+  std::latch done_{1};
+};
+
 std::vector<float> Floats(const v1::Tensor& tensor) {
   std::vector<float> values(tensor.data().size() / sizeof(float));
   std::memcpy(values.data(), tensor.data().data(), tensor.data().size());
@@ -259,33 +284,21 @@ TEST_F(EncoderServiceTest, MessageOverTheLimitIsNotRetryable) {
 
 TEST_F(EncoderServiceTest, DefaultDeadlineDropsWhatWaitsTooLong) {
   Hold();
-  grpc::ClientContext context;
-  v1::EmbedResponse response;
-  const v1::EmbedRequest request = LargeRequest();
-  std::latch done(1);
-  grpc::Status status;
-  stub_->async()->Embed(&context, &request, &response, [&](grpc::Status result) {
-    status = result;
-    done.count_down();
-  });
+  PendingEmbed pending(*stub_, LargeRequest());
   service_.AwaitCall();
   clock_.Advance(RequestLimits().default_deadline);
   Release();
-  done.wait();
+  const grpc::Status status = pending.Await();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED) << status.error_message();
   EXPECT_EQ(MetricValue("flashsvd_rejected_total{model=\"one\",reason=\"deadline\"}"), 1);
 }
 
 TEST_F(EncoderServiceTest, CancelledCallCostsNoCompute) {
   Hold();
-  grpc::ClientContext context;
-  v1::EmbedResponse response;
-  const v1::EmbedRequest request = LargeRequest();
-  std::latch done(1);
-  stub_->async()->Embed(&context, &request, &response, [&](grpc::Status) { done.count_down(); });
+  PendingEmbed pending(*stub_, LargeRequest());
   service_.AwaitCall();
-  context.TryCancel();
-  done.wait();
+  pending.Cancel();
+  EXPECT_EQ(pending.Await().error_code(), grpc::StatusCode::CANCELLED);
   service_.CancelNewest();
   Release();
   // The worker takes jobs in order.
@@ -381,26 +394,18 @@ class NarrowTest : public ServiceFixture {
 
 TEST_F(NarrowTest, RefusesWhatIsOverTheQueueLimitAndSaysWhenToRetry) {
   Hold();
-  grpc::ClientContext waiting_context;
-  v1::EmbedResponse waiting_response;
-  const v1::EmbedRequest request = LargeRequest();
-  std::latch done(1);
-  grpc::Status waiting;
-  stub_->async()->Embed(&waiting_context, &request, &waiting_response, [&](grpc::Status result) {
-    waiting = result;
-    done.count_down();
-  });
+  PendingEmbed pending(*stub_, LargeRequest());
   service_.AwaitCall();
   grpc::ClientContext context;
   v1::EmbedResponse response;
-  const grpc::Status status = stub_->Embed(&context, request, &response);
+  const grpc::Status status = stub_->Embed(&context, LargeRequest(), &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(DetailOf<google::rpc::ErrorInfo>(status).reason(), "QUEUE_FULL");
   EXPECT_EQ(DetailOf<google::rpc::RetryInfo>(status).retry_delay().nanos(), 50'000'000);
   EXPECT_EQ(context.GetServerTrailingMetadata().count("grpc-retry-pushback-ms"), 1u);
   Release();
-  done.wait();
-  EXPECT_TRUE(waiting.ok()) << waiting.error_message();
+  const grpc::Status waited = pending.Await();
+  EXPECT_TRUE(waited.ok()) << waited.error_message();
 }
 
 }  // namespace
