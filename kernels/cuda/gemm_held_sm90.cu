@@ -43,9 +43,9 @@ constexpr int kThreads = kConsumers + 32;
 
 struct Args {
   CUtensorMap x;
-  const void *w[kMaxGemmGroups];
-  const float *bias[kMaxGemmGroups];
-  void *y;
+  const void* w[kMaxGemmGroups];
+  const float* bias[kMaxGemmGroups];
+  void* y;
   int64_t y_stride;
   int n;
   int m;  // of a group
@@ -81,7 +81,7 @@ struct Share {
   int end;
 };
 template <int kN>
-__device__ __forceinline__ Share ShareOf(const Args &args) {
+__device__ __forceinline__ Share ShareOf(const Args& args) {
   const int cols = (args.m + kN - 1) / kN;  // tiles of a group
   const int tiles = args.groups * cols;
   const int tile = static_cast<int>(blockIdx.x) % tiles;  // those that share x are neighbours
@@ -89,21 +89,21 @@ __device__ __forceinline__ Share ShareOf(const Args &args) {
           static_cast<int>(gridDim.x) / tiles, (args.n + kRows - 1) / kRows};
 }
 
-__device__ __forceinline__ int Steps(const Args &args) {
+__device__ __forceinline__ int Steps(const Args& args) {
   return (args.k_padded + kDepth - 1) / kDepth;
 }
 
 // The block's W, with a barrier for what meets a slot of x. Columns beyond W's
 // are left as they are: they give none of y.
 template <int kN>
-__device__ __forceinline__ void LoadW(const Args &args, const Share &share, char *w,
-                                      Barriers *barriers) {
+__device__ __forceinline__ void LoadW(const Args& args, const Share& share, char* w,
+                                      Barriers* barriers) {
   constexpr int kUnits = kDepth / 8;
   const auto bytes = static_cast<uint32_t>(min(kN, args.n_padded - share.col) * 16);
-  const char *from = static_cast<const char *>(args.w[share.group]) + int64_t{share.col} * 16;
+  const char* from = static_cast<const char*>(args.w[share.group]) + int64_t{share.col} * 16;
   const int units = args.k_padded / 8;
   for (int first = 0; first < units; first += kUnits) {
-    uint64_t *full = &barriers->w_full[first / kUnits];
+    uint64_t* full = &barriers->w_full[first / kUnits];
     const int end = min(first + kUnits, units);
     BarrierExpect(full, (end - first) * bytes);
     for (int i = first; i < end; ++i) {
@@ -112,14 +112,14 @@ __device__ __forceinline__ void LoadW(const Args &args, const Share &share, char
   }
 }
 
-__device__ __forceinline__ void LoadX(const Args &args, const Share &share, char *ring,
-                                      Barriers *barriers) {
+__device__ __forceinline__ void LoadX(const Args& args, const Share& share, char* ring,
+                                      Barriers* barriers) {
   const int steps = Steps(args);
   const int first_col = share.group * args.x_step;
   RingPosition<kSlots> at;
   for (int unit = share.first; unit < share.end; unit += share.step) {
     for (int step = 0; step < steps; ++step, at.Next()) {
-      uint64_t *full = &barriers->x_full[at.slot];
+      uint64_t* full = &barriers->x_full[at.slot];
       BarrierWait(&barriers->x_empty[at.slot], at.phase ^ 1);
       BarrierExpect(full, kSlotBytes);
       CopyBox2(ring + at.slot * kSlotBytes, &args.x, first_col + step * kDepth, unit * kRows, full);
@@ -140,8 +140,8 @@ __device__ __forceinline__ void Products(float (&acc)[kN / 2], uint64_t a, uint6
 }
 
 template <class T, int kN>
-__device__ __forceinline__ void Consume(const Args &args, const Share &share, char *shared,
-                                        Barriers *barriers) {
+__device__ __forceinline__ void Consume(const Args& args, const Share& share, char* shared,
+                                        Barriers* barriers) {
   using L = Layout<kN>;
   // Through a shuffle, so that the compiler knows it to be the same for the
   // whole warp.
@@ -149,10 +149,10 @@ __device__ __forceinline__ void Consume(const Args &args, const Share &share, ch
   const int warp_row = static_cast<int>(threadIdx.x) / 32 % 4 * 16;
   const int steps = Steps(args);
   const int last_products = args.k_padded / 16 - 4 * (steps - 1);
-  const auto *bias = reinterpret_cast<const float *>(shared + L::kBias);
+  const auto* bias = reinterpret_cast<const float*>(shared + L::kBias);
   const uint64_t a0 = Swizzle128Descriptor(shared);
   const uint64_t b0 = CoreMatrixDescriptor(shared + L::kW, 16 * kN, 128);
-  char *staging = shared + L::kStaging + static_cast<int>(threadIdx.x) / 32 * kStagedBytes;
+  char* staging = shared + L::kStaging + static_cast<int>(threadIdx.x) / 32 * kStagedBytes;
   RingPosition<kSlots> at;
   at.Advance(group * steps);
   bool w_here = false;
@@ -194,7 +194,7 @@ __device__ __forceinline__ void Consume(const Args &args, const Share &share, ch
     const int col = share.group * args.m + share.col;
     WriteTile<T, kN, Activation::kNone, false>(
         acc, nullptr, [&](int) { return staging; },
-        static_cast<T *>(args.y) + row * args.y_stride + col, args.y_stride, args.n - row,
+        static_cast<T*>(args.y) + row * args.y_stride + col, args.y_stride, args.n - row,
         args.m - share.col);
   }
 }
@@ -203,21 +203,21 @@ template <class T, int kN>
 __global__ void __launch_bounds__(kThreads, 1) GemmHeldKernel(const __grid_constant__ Args args) {
   using L = Layout<kN>;
   extern __shared__ __align__(1024) char shared[];
-  auto *barriers = reinterpret_cast<Barriers *>(shared + L::kBarriers);
+  auto* barriers = reinterpret_cast<Barriers*>(shared + L::kBarriers);
   const Share share = ShareOf<kN>(args);
   if (threadIdx.x == kConsumers) {
     for (int i = 0; i < kSlots; ++i) {
       BarrierInit(&barriers->x_full[i], 1);
       BarrierInit(&barriers->x_empty[i], 4);
     }
-    for (uint64_t &full : barriers->w_full) BarrierInit(&full, 1);
+    for (uint64_t& full : barriers->w_full) BarrierInit(&full, 1);
     BarrierInitFence();
     LoadW<kN>(args, share, shared + L::kW, barriers);
     PrefetchTensorMap(&args.x);
   } else if (threadIdx.x < kN) {
-    const float *bias = args.bias[share.group];
+    const float* bias = args.bias[share.group];
     const int col = share.col + static_cast<int>(threadIdx.x);
-    reinterpret_cast<float *>(shared + L::kBias)[threadIdx.x] =
+    reinterpret_cast<float*>(shared + L::kBias)[threadIdx.x] =
         bias != nullptr && col < args.m ? bias[col] : 0.0f;
   }
   __syncthreads();
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, 1) GemmHeldKernel(const __grid_const
   }
 }
 
-cudaError_t NumMultiprocessors(int *count) {
+cudaError_t NumMultiprocessors(int* count) {
   int device = 0;
   const cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
@@ -239,8 +239,8 @@ cudaError_t NumMultiprocessors(int *count) {
 }
 
 template <class T, int kN>
-cudaError_t Launch(const GemmGroupsParams &params, cudaStream_t stream) {
-  const PackedMatrix &w = params.w[0];
+cudaError_t Launch(const GemmGroupsParams& params, cudaStream_t stream) {
+  const PackedMatrix& w = params.w[0];
   if (Layout<kN>::Bytes(w.k_padded) > 227 * 1024 || w.k_padded > kDepth * kMaxSteps ||
       (params.groups > 1 && w.n % kN != 0)) {
     return cudaErrorInvalidValue;
@@ -274,7 +274,7 @@ cudaError_t Launch(const GemmGroupsParams &params, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t LaunchGemmHeldSm90(const GemmGroupsParams &params, DType dtype, const GemmTile &tile,
+cudaError_t LaunchGemmHeldSm90(const GemmGroupsParams& params, DType dtype, const GemmTile& tile,
                                cudaStream_t stream) {
   if (params.groups < 1 || params.groups > kMaxGemmGroups || tile.rows != kRows ||
       params.y.cols != int64_t{params.groups} * params.w[0].n) {
