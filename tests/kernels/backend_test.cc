@@ -143,8 +143,11 @@ TEST_P(BackendTest, FeedForwardOfEveryKernelMatchesOracle) {
       {{256, 1024, 200, 300, 320}, 2},
       {{129, 384, 400, 120, 120}, 2},
   };
-  for (const auto& [c, num_sms] : cases) {
-    if (!cuda() && num_sms > 3) continue;  // enough of them for other backends
+  for (auto [c, num_sms] : cases) {
+    if (!cuda()) {  // some are enough for other backends
+      if (num_sms > 3) continue;
+      c.rows = std::min(c.rows, 80);
+    }
     SCOPED_TRACE(::testing::Message() << c.rows << " x " << c.d << " -> " << c.hidden << " ranks "
                                       << c.up_rank << " " << c.down_rank << ", " << num_sms);
     UseMultiprocessors(num_sms);
@@ -221,7 +224,10 @@ TEST_P(AttentionAddNormTest, MatchesOracle) {
       {{1, 30, 90, 2}, 1, 2, 48, 48, 768, 4},
       {{16}, 8, 24, 16, 16, 768, 2},
   };
-  for (const AttentionAddNormCase& c : cases) ExpectMatch(c);
+  for (const AttentionAddNormCase& c : cases) {
+    if (!cuda() && c.out > 128) continue;  // the others are enough for other backends
+    ExpectMatch(c);
+  }
 }
 
 TEST_P(AttentionAddNormTest, OfManyRowsMatchesOracle) {
