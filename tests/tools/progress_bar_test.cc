@@ -94,9 +94,11 @@ TEST(ProgressBarTest, RedrawsOneLineOnATerminal) {
     ProgressBar bar("embed", 1000, terminal);
     for (int i = 0; i < 1000; ++i) bar.Advance();
   }
-  std::string drawn(1 << 14, '\0');
-  drawn.resize(std::max<ssize_t>(0, read(master, drawn.data(), drawn.size())));
   std::fclose(terminal);
+  std::string drawn;
+  char part[4096];
+  // A read returns what has come through so far, and fails once all has and the terminal is closed.
+  for (ssize_t n; (n = read(master, part, sizeof(part))) > 0;) drawn.append(part, n);
   close(master);
   EXPECT_THAT(drawn, testing::StartsWith("\rembed [ "));
   EXPECT_THAT(drawn, testing::EndsWith("1000/1000 100%\x1b[K\r\n"));
